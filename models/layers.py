@@ -1,0 +1,169 @@
+"""What the networks share: PyTorch's initialisation, batch norm and pooling, on NHWC images."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from models.convolution import convolution
+
+
+class Network(nnx.Module):
+    """What `models.create` returns: a module from images to float32 logits."""
+
+    channels = 3
+    height_width = 32
+    any_size = True
+    # Dense layers that follow a flattening, with the (C, H, W) that PyTorch flattens.
+    flattened: dict[str, tuple[int, int, int]] = {}  # noqa: RUF012
+
+    def __init__(
+        self, num_classes: int, *, rngs: nnx.Rngs, dtype: DTypeLike, precision: Any
+    ) -> None:
+        raise NotImplementedError
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits (N, num_classes), float32, of normalised images."""
+        raise NotImplementedError
+
+    def checked(self, images: jax.Array) -> jax.Array:
+        """`images`, if their shape and dtype are what this network takes."""
+        size = self.height_width
+        name = type(self).__name__
+        fits = images.ndim == 4 and images.shape[3] == self.channels
+        if self.any_size:
+            fits = fits and min(images.shape[1:3]) >= size
+            expected = f"(N, H, W, {self.channels}), H and W at least {size}"
+        else:
+            fits = fits and images.shape[1:3] == (size, size)
+            expected = f"(N, {size}, {size}, {self.channels})"
+        if not fits:
+            raise ValueError(f"{name}: expected images {expected}; found shape {images.shape}")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected normalised float images; found {images.dtype}")
+        return images
+
+
+def _uniform(fan_in: int) -> nnx.Initializer:
+    """PyTorch's default for kernels and biases of dense and convolutional layers."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initializer
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    use_bias: bool = False,
+    dtype: DTypeLike,
+    precision: Any,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A square 2-D convolution, padded by `padding` zeros on all four sides."""
+    initializer = _uniform(inputs * size * size)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        (stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        use_bias=use_bias,
+        dtype=dtype,
+        precision=precision,
+        kernel_init=initializer,
+        bias_init=initializer,
+        conv_general_dilated=convolution,
+        rngs=rngs,
+    )
+
+
+def dense(
+    inputs: int, outputs: int, *, dtype: DTypeLike, precision: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A dense layer with bias."""
+    initializer = _uniform(inputs)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        dtype=dtype,
+        precision=precision,
+        kernel_init=initializer,
+        bias_init=initializer,
+        rngs=rngs,
+    )
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, as PyTorch's `BatchNorm2d` does it.
+
+    The batch is normalised with its biased variance, the running variance averages the unbiased
+    one. Statistics are float32 whatever the dtype of the input.
+    """
+
+    momentum = 0.9
+    epsilon = 1e-5
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
+        del rngs
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.use_running_average = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalised `x`, of the same shape and dtype."""
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(x)
+        factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        return ((x.astype(jnp.float32) - mean) * factor + self.bias[...]).astype(x.dtype)
+
+    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        count = math.prod(x.shape[:-1])
+        if count < 2:
+            raise ValueError(
+                f"batch norm needs more than one value a channel in training; found shape {x.shape}"
+            )
+        axes = tuple(range(x.ndim - 1))
+        mean = jnp.mean(x, axes, dtype=jnp.float32)
+        var = jnp.mean(jnp.square(x.astype(jnp.float32) - mean), axes)
+        keep = self.momentum
+        fresh_mean, fresh_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * fresh_mean
+        self.var[...] = keep * self.var[...] + (1 - keep) * fresh_var
+        return mean, var
+
+
+def _windows(x: jax.Array) -> jax.Array:
+    """2 x 2 windows, (N, H/2, 2, W/2, 2, C); an odd last row or column is left out."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest of every 2 x 2 window."""
+    return jnp.max(_windows(x), (2, 4))
+
+
+def avg_pool(x: jax.Array) -> jax.Array:
+    """The mean of every 2 x 2 window."""
+    return jnp.mean(_windows(x), (2, 4))
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The mean image, (N, C), as float32."""
+    return jnp.mean(x, (1, 2), dtype=jnp.float32)
