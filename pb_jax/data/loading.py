@@ -1,0 +1,80 @@
+"""The one call that brings a dataset into memory."""
+
+import os
+from pathlib import Path
+
+from pb_jax.data import digits, preparation
+from pb_jax.data.dataset import Dataset, Split
+from pb_jax.data.errors import DataError
+from pb_jax.data.progress import Progress
+from pb_jax.data.specs import Spec, find
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    source_dir: str | os.PathLike[str] | None = None,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    progress: bool = True,
+) -> Dataset:
+    """Load a dataset, preparing it on first use.
+
+    Args:
+        name: one of `pb_jax.data.DATASETS`.
+        data_dir: the TFDS root folder; None: TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        source_dir: a folder with the original files; None: prepared data, else a download.
+        limit_train: take only the first examples of the training split.
+        limit_eval: the same for the test split.
+        progress: say on standard error what takes time.
+
+    Returns:
+        The dataset; its arrays are uint8 and int32, possibly read-only memory maps.
+
+    Raises:
+        DataError: the name or a limit is wrong, or the data are missing, damaged or unwritable.
+
+    Example:
+        >>> dataset = load("digits", limit_train=100)
+        >>> dataset.train.images.shape, dataset.test.labels.shape
+        ((100, 28, 28, 1), (360,))
+    """
+    spec = find(name)
+    _check_limit("limit_train", limit_train, spec.geometry.train_size, spec)
+    _check_limit("limit_eval", limit_eval, spec.geometry.test_size, spec)
+    content = _content(spec, data_dir, source_dir, progress)
+    return Dataset(
+        name=spec.name,
+        train=content["train"].first(limit_train),
+        test=content["test"].first(limit_eval),
+        num_classes=spec.geometry.num_classes,
+        class_names=spec.class_names,
+        mean=spec.mean,
+        std=spec.std,
+    )
+
+
+def _content(
+    spec: Spec,
+    data_dir: str | os.PathLike[str] | None,
+    source_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> dict[str, Split]:
+    if not spec.layouts:
+        return digits.read()
+    return preparation.splits(
+        spec,
+        preparation.root_dir(data_dir),
+        source_dir=None if source_dir is None else Path(source_dir).expanduser(),
+        progress=Progress(progress),
+    )
+
+
+def _check_limit(argument: str, limit: int | None, size: int, spec: Spec) -> None:
+    if limit is None:
+        return
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise DataError(f"{argument} must be a whole number or None; got {limit!r}")
+    if not 1 <= limit <= size:
+        raise DataError(f"{argument} must be 1 to {size} for {spec.name}; got {limit}")

@@ -1,0 +1,73 @@
+"""Finding and reading a dataset's original files in a folder."""
+
+from pathlib import Path
+
+from pb_jax.data.dataset import Split, content_digest
+from pb_jax.data.errors import DataError
+from pb_jax.data.specs import DATASETS, Layout, Spec
+
+
+def read(spec: Spec, source_dir: Path) -> dict[str, Split]:
+    """Read the original files of `spec` in whichever accepted layout `source_dir` holds them.
+
+    Args:
+        spec: the dataset.
+        source_dir: the folder that a user named.
+
+    Returns:
+        {"train": Split, "test": Split}.
+
+    Raises:
+        DataError: files are missing, damaged, or those of another dataset.
+    """
+    layout, folder = locate(spec, source_dir)
+    splits = layout.read(folder, spec.geometry)
+    for other in DATASETS.values():
+        if other.name != spec.name and is_published(other, splits):
+            raise DataError(f"{folder}: holds {other.name}, expected {spec.name}")
+    return splits
+
+
+def locate(spec: Spec, source_dir: Path) -> tuple[Layout, Path]:
+    """Return the layout that `source_dir` holds, and the folder of its files.
+
+    Raises:
+        DataError: nothing fits; the message lists what is missing, or what could be there.
+    """
+    if not source_dir.is_dir():
+        raise DataError(f"{source_dir}: no such folder; it should hold {spec.name}'s files")
+    incomplete = ""
+    for layout in spec.layouts:
+        for name in layout.folders:
+            folder = source_dir / name
+            missing = [file for file in layout.files if not (folder / file).is_file()]
+            if not missing:
+                return layout, folder
+            if len(missing) < len(layout.files) and not incomplete:
+                incomplete = f"{folder}: lacks {', '.join(missing)}"
+    raise DataError(
+        (incomplete or f"{source_dir}: holds no files of {spec.name}") + "\n" + describe(spec)
+    )
+
+
+def describe(spec: Spec) -> str:
+    """Say which files of `spec` are accepted, and where in a source folder DIR.
+
+    Example:
+        >>> print(describe(DATASETS["mnist"]))
+        DIR must hold
+          mnist/{train-images-idx3-ubyte.gz, ...}
+    """
+    lines = []
+    for layout in spec.layouts:
+        folder = "" if layout.folders[0] == "." else f"{layout.folders[0]}/"
+        lines.append(f"  {folder}{', '.join(layout.files)}")
+    head = "DIR must hold" if len(lines) == 1 else "DIR must hold one of"
+    return "\n".join([head, *lines])
+
+
+def is_published(spec: Spec, splits: dict[str, Split]) -> bool:
+    """Whether `splits` are, byte for byte, what the authors of `spec` published."""
+    if not spec.digests:
+        return False
+    return all(content_digest(splits[split]) == digest for split, digest in spec.digests.items())
