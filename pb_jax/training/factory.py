@@ -1,0 +1,70 @@
+"""The parts of an experiment that a resolved configuration names: optimizer, rule, schedule."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+import pb_jax
+from pb_jax.training import optimizers
+from pb_jax.training.config import rule_parameters
+from pb_jax.training.freezing import Freezing
+
+
+def make_optimizer(
+    config: Mapping[str, Any], steps_per_epoch: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate's schedule, by steps, and the optimizer that follows it.
+
+    Args:
+        config: from `resolve`.
+        steps_per_epoch: updates in an epoch.
+    """
+    chosen = config["optimizer"]
+    schedule = optimizers.piecewise(
+        chosen["learning_rate"], chosen["boundaries"], chosen["decay"], steps_per_epoch
+    )
+    taken = optimizers.parameters(chosen["name"])
+    optimizer = optimizers.create(chosen["name"], schedule, **{key: chosen[key] for key in taken})
+    return schedule, optimizer
+
+
+def make_rule(config: Mapping[str, Any]) -> pb_jax.Rule:
+    """The rule that `freeze.rule` names.
+
+    The unit in which it measures gradients is `optimizer.learning_rate`, that of the first epoch.
+
+    Args:
+        config: from `resolve`.
+    """
+    chosen = config["freeze"]
+    make = getattr(pb_jax, chosen["rule"])
+    arguments = {key: chosen[key] for key in rule_parameters(chosen["rule"])}
+    if "threshold" in arguments:
+        arguments["t"] = arguments.pop("threshold")
+    if "learning_rate" in inspect.signature(make).parameters:
+        arguments["learning_rate"] = config["optimizer"]["learning_rate"]
+    return make(**arguments)
+
+
+def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing | None:
+    """What is frozen and when; None for full training, `freeze.rule="none"`.
+
+    Args:
+        config: from `resolve`.
+        steps_per_epoch: updates in an epoch.
+    """
+    chosen = config["freeze"]
+    if chosen["rule"] == "none":
+        return None
+    return Freezing(
+        make_rule(config),
+        steps_per_epoch,
+        start_epoch=chosen["start_epoch"],
+        refresh_epochs=chosen["refresh_epochs"],
+        stop_epoch=chosen["stop_epoch"],
+        mode=chosen["mode"],
+        batches=chosen["batches"],
+        alpha=config["optimizer"]["learning_rate"],
+    )

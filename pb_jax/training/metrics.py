@@ -1,0 +1,172 @@
+"""What a run writes down: `metrics.jsonl`, TensorBoard events, `summary.json`."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from pb_jax.files import finite, replacing, write_json
+
+KEYS: tuple[str, ...] = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "frozen_fraction",
+    "zero_gradient_fraction",
+    "threshold",
+    "learning_rate",
+    "examples_per_second",
+    "seconds",
+)
+"""The keys of a line of `metrics.jsonl`, in order; `pb_jax.training` says what they mean."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last one that was cut short by a kill does not count.
+
+    Raises:
+        ValueError: a line other than the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) - 1:  # nothing, not even a line's end, comes after it
+                break
+            raise ValueError(f"line {number + 1} of {path} is not JSON") from None
+    return records
+
+
+def rewind(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Drop the lines after `epoch`, which a resumed run will write again; return the others."""
+    records = [record for record in read(path) if record["epoch"] <= epoch]
+    if path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+    return records
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a line; it is on the disk when this returns. Non-finite numbers become null."""
+    assert tuple(record) == KEYS
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(finite(record)) + "\n"
+
+
+class TensorBoard:
+    """Writes each epoch's numbers as TensorBoard events into `folder`.
+
+    Args:
+        folder: made when the first numbers come.
+        epoch: the last epoch to keep of what an earlier, killed run has written there.
+    """
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        from tensorboardX import SummaryWriter  # half a second, so not at the top
+
+        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1 if epoch else None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add the numbers of an epoch."""
+        for key, value in finite(record).items():
+            if value is not None and key not in ("epoch", "step"):
+                group, _, name = key.partition("_")
+                tag = f"{group}/{name}" if group in ("train", "val") else f"run/{key}"
+                self._writer.add_scalar(tag, value, record["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        self._writer.close()
+
+
+def summarise(records: Sequence[dict[str, Any]], parameters: int) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    Args:
+        records: lines of `metrics.jsonl`, at least one.
+        parameters: number of trained weights.
+    """
+    best = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
+    frozen = [record for record in records if record["frozen_fraction"]]
+    last = records[-1]
+    return {
+        "final_val_accuracy": last["val_accuracy"],
+        "best_val_accuracy": best["val_accuracy"],
+        "best_epoch": best["epoch"],
+        # Of the last mask that there was: full training may have been resumed after it.
+        "frozen_fraction": frozen[-1]["frozen_fraction"] if frozen else 0.0,
+        "threshold": frozen[-1]["threshold"] if frozen else None,
+        "parameters": parameters,
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+        "epochs": last["epoch"],
+        "steps": last["step"],
+        "device": jax.devices()[0].device_kind,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, pb_jax, and what computes."""
+    found = {"python": platform.python_version()}
+    for package in ("pb_jax", *_PACKAGES):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # used from a checkout, not installed
+            found[package] = "not installed"
+    return found
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write `summary.json`, atomically."""
+    write_json(path, summary)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The end of a run, in a few lines.
+
+    Example:
+        >>> print(table({"epochs": 2, "final_val_accuracy": 0.9, "best_val_accuracy": 0.9125,
+        ...     "best_epoch": 1, "frozen_fraction": 0.8, "threshold": 0.25, "parameters": 79214,
+        ...     "seconds": 65.2}))
+        epochs               2
+        final val accuracy   90.00 %
+        best val accuracy    91.25 % (epoch 1)
+        frozen weights       80.00 %
+        threshold            0.25
+        parameters           79,214
+        seconds              65.2
+    """
+    threshold = summary["threshold"]
+    rows = {
+        "epochs": f"{summary['epochs']}",
+        "final val accuracy": f"{summary['final_val_accuracy']:.2%}",
+        "best val accuracy": f"{summary['best_val_accuracy']:.2%} (epoch {summary['best_epoch']})",
+        "frozen weights": f"{summary['frozen_fraction']:.2%}",
+        "threshold": "none" if threshold is None else f"{threshold:.4g}",
+        "parameters": f"{summary['parameters']:,}",
+        "seconds": f"{summary['seconds']:.1f}",
+    }
+    return "\n".join(f"{name:<20} {text}" for name, text in rows.items()).replace("%", " %")

@@ -1,0 +1,240 @@
+"""Train a network with partial backpropagation: first fully, then only the weights that matter.
+
+usage: python train.py --config configs/NAME.py [--workdir DIR] [--config.KEY=VALUE ...]
+
+  python train.py --config configs/digits_pb.py
+      the quickstart: small, real images that need no download
+  python train.py --config configs/lenet5_pb.py --config.dataset.source_dir=DIR
+      LeNet-5 on MNIST from original files that you have; without source_dir they are downloaded
+  python train.py --config configs/lenet5_pb.py --config.freeze.rule=none --workdir runs/full
+      full training, to compare with
+
+  --config FILE    an experiment; those that come along are in configs/
+  --workdir DIR    where everything is written; default: runs/ and the experiment's name
+  --debug          show the stack trace of an error
+  --help           this text
+
+The same command again resumes a run that was stopped, and gives the same result as if it had not
+been; a finished run may be given more epochs. Each epoch is judged on the test split, which the
+paper calls validation ("val"). DIR holds at the end:
+
+  config.json      the whole configuration, every default filled in
+  metrics.jsonl    a line for each epoch
+  summary.json     accuracy, frozen share, threshold, seconds, versions
+  mask_step_*.npz  what was seen when a mask was made
+  figures/         drawn from the above
+  checkpoints/     the latest and the best
+  tensorboard/     the metrics once more
+"""
+
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+from pb_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+    """Run an experiment, or go on with the one that `workdir` holds.
+
+    Args:
+        config: with the keys of `pb_jax.training.KEYS`; those that are missing are defaults.
+        workdir: made where it is missing.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import models
+    import pb_jax.data
+    from pb_jax import reports, training
+
+    # ------------------------------------------------------------------------------------------
+    # Configuration: check it, fill in defaults, compare with the run that may be in workdir.
+    # ------------------------------------------------------------------------------------------
+    config = training.resolve(config)
+    training.check_known(config["model"]["name"], models.NAMES, "model.name")
+    training.check_known(config["dataset"]["name"], pb_jax.data.DATASETS, "dataset.name")
+    workdir = Path(workdir)
+    with training.exclusive(workdir):
+        training.settle(config, workdir)
+        if (summary := training.finished(workdir, config["epochs"])) is not None:
+            print(f"{workdir} holds a finished run; --config.epochs=N with a larger N goes on")
+            return summary
+
+        # --------------------------------------------------------------------------------------
+        # Data: uint8 images in memory, normalised on the device.
+        # --------------------------------------------------------------------------------------
+        data = pb_jax.data.load(**config["dataset"])
+        print(
+            f"{data.name}: {len(data.train.labels):,} images to train on, "
+            f"{len(data.test.labels):,} to judge by, {data.num_classes} classes"
+        )
+
+        # --------------------------------------------------------------------------------------
+        # Model.
+        # --------------------------------------------------------------------------------------
+        model = models.create(
+            config["model"]["name"],
+            data.num_classes,
+            rngs=nnx.Rngs(config["seed"]),
+            dtype=jnp.dtype(config["model"]["dtype"]),
+            precision=config["model"]["matmul_precision"],
+        )
+        if config["model"]["weights"] is not None:
+            models.load_torch(model, config["model"]["weights"])
+
+        # --------------------------------------------------------------------------------------
+        # Optimizer, and what it is to freeze.
+        # --------------------------------------------------------------------------------------
+        steps_per_epoch = len(data.train.labels) // config["batch_size"]
+        learning_rate, optimizer = training.make_optimizer(config, steps_per_epoch)
+        freezing = training.make_freezing(config, steps_per_epoch)
+
+        # --------------------------------------------------------------------------------------
+        # Training, and the figures that show it.
+        # --------------------------------------------------------------------------------------
+        platform = jax.default_backend()
+        print(f"{config['model']['name']} on {jax.devices()[0].device_kind}, in {workdir}")
+        summary = training.fit(
+            model,
+            data,
+            optimizer,
+            workdir,
+            epochs=config["epochs"],
+            batch_size=config["batch_size"],
+            learning_rate=learning_rate,
+            freezing=freezing,
+            seed=config["seed"],
+            every_epochs=config["checkpoint"]["every_epochs"],
+            keep=config["checkpoint"]["keep"],
+            compiler_options=models.compiler_options(platform),
+        )
+        reports.write_figures(workdir)
+        return summary
+
+
+# ----------------------------------------------------------------------------------------------
+# The command line.
+# ----------------------------------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """What the command line says."""
+
+    config: Any
+    workdir: Path
+
+
+class TerminatedError(BaseException):
+    """The process was asked to end, by SIGTERM."""
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Read flags and the config file.
+
+    Args:
+        argv: with the program's name first, as `sys.argv`.
+
+    Raises:
+        UserError: with what is wrong and a suggestion.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from pb_jax import training
+
+    for argument in argv[1:]:
+        if argument.startswith(("--config.", "-config.")):
+            training.check_known(argument.lstrip("-").partition("=")[0].removeprefix("config."))
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "where to write", flag_values=values)
+    flags.DEFINE_boolean("debug", False, "show stack traces", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
+    _check_config_file(argv)
+    try:
+        rest = values(list(argv))[1:]
+    except flags.Error as error:
+        message = str(error).replace("flag --", "").strip()
+        raise UserError(f"{message}\nSee python train.py --help.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # in the file itself
+        raise UserError(f"in the config file: {str(error).strip()}") from error
+    if rest:
+        raise UserError(f"{rest[0]!r} is no flag; see python train.py --help")
+    name = config_flags.get_config_filename(values["config"]).partition(":")[0]
+    workdir = values["workdir"].value or Path("runs") / Path(name).stem
+    return Command(values["config"].value, Path(workdir))
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    known = ", ".join(
+        sorted(f"configs/{p.name}" for p in CONFIGS.glob("*_*.py") if p.stem[0] != "_")
+    )
+    for position, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            path = value if equals else "".join(argv[position + 1 : position + 2])
+            if not Path(path.partition(":")[0]).is_file():
+                raise UserError(f"there is no config file {path!r}; there are {known}")
+            return
+    raise UserError(f"say which experiment with --config FILE; there are {known}")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise TerminatedError
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; returns its exit status.
+
+    0: done; 1: the loss diverged; 2: something the user can mend; 130, 143: stopped by Ctrl-C or
+    SIGTERM.
+    """
+    from pb_jax import training
+
+    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
+        print(f"{__doc__}\nKeys of a configuration, with their defaults (-: see config.json):\n")
+        print(training.describe_keys())
+        return 0
+    debug = "--debug" in argv
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command = parse(argv)
+        summary = train_and_evaluate(command.config, command.workdir)
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, training.DivergedError) else 2
+    except (KeyboardInterrupt, TerminatedError) as stop:
+        if debug:
+            traceback.print_exc()
+        print(f"\nstopped; this resumes it:\n  python {shlex.join(argv)}", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+    print(f"\n{training.metrics.table(summary)}\n\n{describe_files(command.workdir)}")
+    return 0
+
+
+def describe_files(workdir: Path) -> str:
+    """The paths that a run has written."""
+    figures = sorted((workdir / "figures").glob("*.png"))
+    masks = sorted(workdir.glob("mask_step_*.npz"))
+    paths = [workdir / name for name in ("summary.json", "metrics.jsonl", "config.json")]
+    return "\n".join(map(str, [*paths, *masks, *figures, workdir / "checkpoints"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
