@@ -1,1 +1,71 @@
-"""Partial Backpropagation for JAX."""
+"""Partial Backpropagation for JAX.
+
+Train fully for a while, find by the gradients which single weights carry little, freeze those for
+good and train the rest, under any optax optimizer:
+
+    >>> import optax, pb_jax
+    >>> tx = pb_jax.partial_backprop(
+    ...     optax.adam(1e-3), rule=pb_jax.kde_otsu(learning_rate=1e-3), start_step=1000
+    ... )
+"""
+
+from pb_jax.masks import (
+    LeafSummary,
+    MaskSummary,
+    PackedLeaf,
+    frozen_fraction,
+    mask_summary,
+    pack_mask,
+    unpack_mask,
+    zero_gradient_fraction,
+)
+from pb_jax.rules import (
+    Rule,
+    Selection,
+    fixed_threshold,
+    kde_otsu,
+    mean_threshold,
+    none,
+    quantile,
+    random,
+    weight_magnitude,
+)
+from pb_jax.threshold import ThresholdEstimate, estimate_threshold
+from pb_jax.transforms import (
+    FreezeElementsState,
+    MultiplyByMaskState,
+    PartialBackpropState,
+    freeze_elements,
+    multiply_by_mask,
+    partial_backprop,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FreezeElementsState",
+    "LeafSummary",
+    "MaskSummary",
+    "MultiplyByMaskState",
+    "PackedLeaf",
+    "PartialBackpropState",
+    "Rule",
+    "Selection",
+    "ThresholdEstimate",
+    "estimate_threshold",
+    "fixed_threshold",
+    "freeze_elements",
+    "frozen_fraction",
+    "kde_otsu",
+    "mask_summary",
+    "mean_threshold",
+    "multiply_by_mask",
+    "none",
+    "pack_mask",
+    "partial_backprop",
+    "quantile",
+    "random",
+    "unpack_mask",
+    "weight_magnitude",
+    "zero_gradient_fraction",
+]

@@ -1,0 +1,195 @@
+"""What a mask holds: counts for reports, and one bit a weight for storage."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pb_jax import magnitudes as mag
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedLeaf:
+    """One leaf of a packed mask, a pytree node.
+
+    Attributes:
+        bits: uint8 (ceil(size / 8),), in C order, the first weight in the highest bit of the first
+            byte; the bits left over are zero.
+        shape: the leaf's shape, static.
+    """
+
+    bits: Array
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafSummary:
+    """How much of one leaf trains.
+
+    Attributes:
+        size: number of weights.
+        trainable: number of those that train.
+    """
+
+    size: int
+    trainable: int
+
+    @property
+    def frozen(self) -> int:
+        """Number of frozen weights."""
+        return self.size - self.trainable
+
+    @property
+    def frozen_fraction(self) -> float:
+        """Share of frozen weights, 0 for an empty leaf."""
+        return self.frozen / self.size if self.size else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskSummary(LeafSummary):
+    """How much of a mask trains, overall and leaf by leaf; `print` shows a table.
+
+    Attributes:
+        leaves: a `LeafSummary` for each leaf, by its path ("conv1.kernel").
+    """
+
+    leaves: dict[str, LeafSummary]
+
+    def __str__(self) -> str:
+        """A line a leaf."""
+        rows = [*self.leaves.items(), ("all", self)]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{'leaf':{width}} {'weights':>11} {'trainable':>12} {'frozen':>8}"]
+        lines += [
+            f"{name:{width}} {row.size:11,} {row.trainable:12,} {row.frozen_fraction:8.2%}"
+            for name, row in rows
+        ]
+        return "\n".join(lines)
+
+
+def mask_summary(mask: Any) -> MaskSummary:
+    """Count what trains and what is frozen, per leaf and overall, as Python numbers.
+
+    Args:
+        mask: pytree of bool arrays: True trains.
+
+    Raises:
+        TypeError: a leaf is not bool.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> mask = {"b": jnp.array([True]), "w": jnp.array([True, False, False])}
+        >>> print(pb_jax.mask_summary(mask))
+        leaf     weights    trainable   frozen
+        b              1            1    0.00%
+        w              3            1   66.67%
+        all            4            2   50.00%
+    """
+    _check_bool_arrays(mask)
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(mask)
+    }
+    trainable = jax.device_get(
+        {name: jnp.sum(leaf, dtype=jnp.int32) for name, leaf in named.items()}
+    )
+    leaves = {
+        name: LeafSummary(size=math.prod(leaf.shape), trainable=int(trainable[name]))
+        for name, leaf in named.items()
+    }
+    return MaskSummary(
+        size=sum(leaf.size for leaf in leaves.values()),
+        trainable=sum(leaf.trainable for leaf in leaves.values()),
+        leaves=leaves,
+    )
+
+
+def frozen_fraction(mask: Any) -> Array:
+    """Share of weights that are frozen: a float32 scalar, 0 for an empty mask. May be traced.
+
+    >>> frozen_fraction({"w": jnp.array([True, False, False, True])})
+    Array(0.5, dtype=float32)
+    """
+    leaves = jax.tree.leaves(mask)
+    frozen = mag.total_of(jnp.sum(~leaf, dtype=jnp.int32) for leaf in leaves)
+    return frozen / jnp.float32(max(sum(leaf.size for leaf in leaves), 1))
+
+
+def zero_gradient_fraction(grads: Any) -> Array:
+    """The paper's frozen ratio, (total - non-zero gradients) / total: a float32 scalar.
+
+    Gradients that happen to be zero count; non-finite ones are not zero. May be traced.
+
+    Args:
+        grads: pytree of gradients; only floating-point leaves count.
+
+    Source:
+        Section 4 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.zero_gradient_fraction({"w": jnp.array([0.0, 1.0, 0.0, jnp.nan])})
+        Array(0.5, dtype=float32)
+    """
+    values = mag.magnitudes(grads)
+    zero = mag.total_of(jnp.sum(value == 0, dtype=jnp.int32) for value in values)
+    return zero / jnp.float32(max(sum(value.size for value in values), 1))
+
+
+def pack_mask(mask: Any) -> Any:
+    """A mask with one bit a weight.
+
+    Args:
+        mask: pytree of bool arrays of any shapes.
+
+    Returns:
+        The pytree with a `PackedLeaf` for each array; `unpack_mask` is the way back.
+
+    Raises:
+        TypeError: a leaf is not bool.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> packed = pb_jax.pack_mask(jnp.array([[True], [False], [True]]))
+        >>> packed.bits, packed.shape
+        (Array([160], dtype=uint8), (3, 1))
+    """
+    _check_bool_arrays(mask)
+    return jax.tree.map(
+        lambda leaf: PackedLeaf(jnp.packbits(leaf.ravel()), tuple(leaf.shape)), mask
+    )
+
+
+def unpack_mask(packed: Any) -> Any:
+    """The mask that `pack_mask` packed.
+
+    Raises:
+        ValueError: a leaf's bits do not fit its shape.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.unpack_mask(pb_jax.pack_mask({"w": jnp.array([True, False, True])}))
+        {'w': Array([ True, False,  True], dtype=bool)}
+    """
+
+    def unpack(leaf: PackedLeaf) -> Array:
+        size = math.prod(leaf.shape)
+        if leaf.bits.shape != (-(-size // 8),):
+            raise ValueError(
+                f"a packed leaf of shape {leaf.shape} needs {-(-size // 8)} bytes, "
+                f"got bits of shape {leaf.bits.shape}"
+            )
+        return jnp.unpackbits(leaf.bits, count=size).astype(bool).reshape(leaf.shape)
+
+    return jax.tree.map(unpack, packed, is_leaf=lambda node: isinstance(node, PackedLeaf))
+
+
+def _check_bool_arrays(mask: Any) -> None:
+    for path, leaf in jax.tree.leaves_with_path(mask):
+        if not (hasattr(leaf, "shape") and leaf.dtype == jnp.bool_):
+            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise TypeError(f"a mask must hold bool arrays, got {leaf!r}{where and f' at {where}'}")

@@ -1,0 +1,327 @@
+"""Rules: which weights go on training, judged by one look at the gradients.
+
+A rule is a pure function `rule(grads, params=None, *, key=None) -> Selection`, which can be traced,
+so it may run inside a jitted training step. Write your own the same way.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from pb_jax import magnitudes as mag
+from pb_jax.checks import check_choice, check_number
+from pb_jax.threshold import ThresholdEstimate, check_estimate, estimate_groups, in_units
+
+SCOPES = ("global", "leaf")
+
+
+class Selection(NamedTuple):
+    """What a rule decides.
+
+    Attributes:
+        mask: pytree like the gradients, bool arrays of their shapes: True trains, False is frozen.
+        threshold: float scalar, the score up to which weights are frozen, in the rule's units; NaN
+            where there is none. With scope "leaf" a pytree like the gradients, a scalar a leaf.
+        estimate: how `kde_otsu` with scope "global" came to it; None for the other rules.
+    """
+
+    mask: Any
+    threshold: Any
+    estimate: ThresholdEstimate | None = None
+
+
+class Rule(Protocol):
+    """A pure function from gradients (and parameters) to a `Selection`."""
+
+    def __call__(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        """Choose the weights that go on training."""
+        ...
+
+
+def kde_otsu(
+    bins: int = 300,
+    coverage: float = 0.95,
+    bandwidth: str | float = "scott",
+    scale: float = 1.0,
+    learning_rate: ArrayLike = 1.0,
+    scope: str = "global",
+) -> Rule:
+    """The paper's rule: freeze the gradients up to the threshold of `estimate_threshold`.
+
+    Zero gradients are frozen, non-finite ones go on training. Without a usable gradient, or
+    without spread, nothing is frozen and the threshold is NaN.
+
+    Args:
+        bins: see `estimate_threshold`, as for the next four.
+        coverage: share of the non-zero gradients in the region.
+        bandwidth: "scott", "silverman" or a number.
+        scale: factor on the threshold.
+        learning_rate: α: the threshold is in units of abs(gradient) / α. It does not change the
+            mask.
+        scope: "global", one threshold for all weights, or "leaf", one for each leaf.
+
+    Returns:
+        A `Rule`.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Source:
+        Section 3 of the paper.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, pb_jax
+        >>> grads = {"w": jax.random.exponential(jax.random.key(0), (100, 100))}
+        >>> selection = pb_jax.kde_otsu()(grads)
+        >>> bool(jnp.all(selection.mask["w"] == (grads["w"] > selection.threshold)))
+        True
+    """
+    check_estimate(bins, coverage, bandwidth, scale, learning_rate)
+    check_choice("scope", scope, SCOPES)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params, key
+        values = mag.magnitudes(grads)
+        groups = _groups(values, scope)
+        found = estimate_groups(groups, bins, coverage, bandwidth, scale, learning_rate)
+        # Compared in gradient units, so that α cannot change the mask by rounding.
+        mask = _above(values, found.threshold)
+        found = in_units(found, learning_rate)
+        estimate = jax.tree.map(lambda x: x[0], found) if scope == "global" else None
+        return _selection(grads, mask, found.threshold, scope, estimate)
+
+    return rule
+
+
+def fixed_threshold(t: ArrayLike, learning_rate: ArrayLike = 1.0) -> Rule:
+    """Freeze the weights with abs(gradient) / learning_rate ≤ t: the paper's tweaked constants.
+
+    The paper's values, with learning_rate 1e-3: VGG19 0.04, ResNet-110 0.19, DenseNet-121 0.45,
+    LeNet-5 0.50, captioner 0.05. Unlike scale-free rules, this one depends on α.
+
+    Args:
+        t: threshold, at least 0.
+        learning_rate: α, above 0.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Source:
+        Section 4 and appendix of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.fixed_threshold(0.5, learning_rate=1e-3)(jnp.array([0.0, 4e-4, -6e-4])).mask
+        Array([False, False,  True], dtype=bool)
+    """
+    check_number("t", t, least=0)
+    check_number("learning_rate", learning_rate, above=0)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params, key
+        scaled = [value / learning_rate for value in mag.magnitudes(grads)]
+        threshold = jnp.asarray(t, jnp.float32)[None]
+        return _selection(grads, _above(scaled, threshold), threshold, "global")
+
+    return rule
+
+
+def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rule:
+    """Freeze the weights whose gradient is at most the mean magnitude of the non-zero ones.
+
+    Args:
+        learning_rate: α, above 0: the unit of the reported threshold only.
+        scope: "global" or "leaf".
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.mean_threshold()(jnp.array([0.0, 1.0, -2.0, 6.0])).mask
+        Array([False, False, False,  True], dtype=bool)
+    """
+    check_number("learning_rate", learning_rate, above=0)
+    check_choice("scope", scope, SCOPES)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params, key
+        values = mag.magnitudes(grads)
+        means = jnp.stack([mag.mean(group) for group in _groups(values, scope)])
+        return _selection(grads, _above(values, means), means / learning_rate, scope)
+
+    return rule
+
+
+def quantile(frozen: float, learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rule:
+    """Freeze the share `frozen` of all weights: those with the smallest gradients, zeros included.
+
+    Weights with equal magnitude at the threshold are all frozen, so that the share may be larger,
+    as where more than `frozen` of the gradients are zero. Non-finite gradients go on training.
+
+    Args:
+        frozen: share to be frozen, in [0, 1).
+        learning_rate: α, above 0: the unit of the reported threshold only.
+        scope: "global", of all weights together, or "leaf", of each leaf.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.quantile(0.5)(jnp.array([4.0, -1.0, 3.0, 2.0])).mask
+        Array([ True, False,  True, False], dtype=bool)
+    """
+    check_number("frozen", frozen, least=0, below=1)
+    check_number("learning_rate", learning_rate, above=0)
+    check_choice("scope", scope, SCOPES)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params, key
+        mask, threshold = _freeze_smallest(mag.magnitudes(grads), frozen, scope)
+        return _selection(grads, mask, threshold / learning_rate, scope)
+
+    return rule
+
+
+def weight_magnitude(frozen: float, scope: str = "global") -> Rule:
+    """Freeze the share `frozen` of all weights: the smallest weights, whatever their gradients.
+
+    Args:
+        frozen: share to be frozen, in [0, 1). Ties are frozen together.
+        scope: "global" or "leaf".
+
+    Raises:
+        ValueError: for an argument out of range; and, by the rule, where params is None.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> rule = pb_jax.weight_magnitude(0.5)
+        >>> rule(jnp.ones(4), params=jnp.array([0.1, -2.0, 0.3, 4.0])).mask
+        Array([False,  True, False,  True], dtype=bool)
+    """
+    check_number("frozen", frozen, least=0, below=1)
+    check_choice("scope", scope, SCOPES)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del key
+        if params is None:
+            raise ValueError(
+                "weight_magnitude needs params, got None: update(grads, state, params)"
+            )
+        mask, threshold = _freeze_smallest(mag.magnitudes(params), frozen, scope)
+        return _selection(grads, mask, threshold, scope)
+
+    return rule
+
+
+def random(frozen: float, scope: str = "global") -> Rule:
+    """Freeze a random share of the weights: the control that any other rule has to beat.
+
+    Args:
+        frozen: share to be frozen, in [0, 1): round(frozen * n) of n weights.
+        scope: "global", of all weights together, or "leaf", of each leaf.
+
+    Returns:
+        A `Rule`; its `key` is a PRNG key, `jax.random.key(0)` where it is None. The threshold is
+        NaN.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, pb_jax
+        >>> mask = pb_jax.random(0.8)(jnp.zeros(50), key=jax.random.key(1)).mask
+        >>> int(mask.sum())
+        10
+    """
+    check_number("frozen", frozen, least=0, below=1)
+    check_choice("scope", scope, SCOPES)
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params
+        values = mag.magnitudes(grads)
+        keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(values), 1))
+        # 30 random bits as the pattern of a normal float32: ties are as good as excluded, as they
+        # are not among the 23 bits of jax.random.uniform.
+        draws = [
+            jax.lax.bitcast_convert_type(
+                (jax.random.bits(k, value.shape, jnp.uint32) >> 2) + (1 << 23), jnp.float32
+            )
+            for k, value in zip(keys, values, strict=False)
+        ]
+        mask, threshold = _freeze_smallest(draws, frozen, scope)
+        return _selection(grads, mask, jnp.full_like(threshold, jnp.nan), scope)
+
+    return rule
+
+
+def none() -> Rule:
+    """Freeze nothing: full training, the baseline.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> pb_jax.none()(jnp.zeros(2)).mask
+        Array([ True,  True], dtype=bool)
+    """
+
+    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params, key
+        mask = [jnp.ones(value.shape, bool) for value in mag.magnitudes(grads)]
+        return _selection(grads, mask, jnp.full(1, jnp.nan), "global")
+
+    return rule
+
+
+def _groups(values: Sequence[Array], scope: str) -> list[Sequence[Array]]:
+    """The leaves that are judged together."""
+    return [values] if scope == "global" or not values else [[value] for value in values]
+
+
+def _above(values: Sequence[Array], thresholds: Array) -> list[Array]:
+    """Masks of the leaves: not x ≤ t, so that NaN on either side means training."""
+    return [
+        ~(value <= jnp.broadcast_to(thresholds, max(len(values), 1))[i])
+        for i, value in enumerate(values)
+    ]
+
+
+def _freeze_smallest(
+    values: Sequence[Array], frozen: float, scope: str
+) -> tuple[list[Array], Array]:
+    thresholds = [
+        mag.smallest(group, round(frozen * sum(value.size for value in group)))
+        for group in _groups(values, scope)
+    ]
+    return _above(values, jnp.stack(thresholds)), jnp.stack(thresholds)
+
+
+def _selection(
+    tree: Any,
+    masks: Sequence[Array],
+    thresholds: Array,
+    scope: str,
+    estimate: ThresholdEstimate | None = None,
+) -> Selection:
+    """Put the floating-point leaves' masks back into the tree; other leaves count as training."""
+    leaves, structure = jax.tree.flatten(tree)
+    floating = [mag.is_inexact(leaf) for leaf in leaves]
+
+    def rebuild(found: Sequence[Any], otherwise: Callable[[Any], Any]) -> Any:
+        remaining = iter(found)
+        return structure.unflatten(
+            [
+                next(remaining) if f else otherwise(leaf)
+                for f, leaf in zip(floating, leaves, strict=True)
+            ]
+        )
+
+    mask = rebuild(masks, lambda leaf: jnp.ones(jnp.shape(leaf), bool))
+    thresholds = thresholds.astype(jnp.float32)
+    if scope == "global":
+        return Selection(mask, thresholds[0], estimate)
+    return Selection(mask, rebuild(list(thresholds), lambda _: jnp.array(jnp.nan)), estimate)
