@@ -94,7 +94,10 @@ def write(spec: Spec, splits: dict[str, Split], data_dir: Path, progress: Progre
     """
     with _quiet():
         builder = ImageBuilder(spec=spec, splits=splits, progress=progress, data_dir=data_dir)
-        builder.download_and_prepare(download_dir=data_dir / "downloads")
+        try:
+            builder.download_and_prepare(download_dir=data_dir / "downloads")
+        except RuntimeError as error:  # how array_record reports a full disk
+            raise DataError(f"{spec.name} could not be written: {error}") from error
 
 
 def read(

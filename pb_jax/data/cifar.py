@@ -4,6 +4,7 @@ An image is 3072 bytes: 32 x 32 red, then green, then blue values. The binary ba
 byte before each; the pickled ones hold a dictionary with `data` (rows, 3072) and `labels`.
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -88,16 +89,19 @@ def _in_archive(path: Path, prefix: str, suffix: str, geometry: Geometry) -> _Na
     wanted = {f"{prefix}{name}{suffix}": name for name in PICKLED_FILES}
     largest = sum(_limit(name, geometry) for name in PICKLED_FILES) + _SLACK
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as unzipped, tarfile.open(fileobj=unzipped, mode="r|") as archive:
             for member in archive:
                 if member.offset_data + member.size > largest:
                     raise DataError(f"{path}: unpacks to more than {largest} bytes")
-                if member.name not in wanted or not member.isreg():
-                    continue
-                file = archive.extractfile(member)
-                if file is not None:
+                file = archive.extractfile(member) if member.isreg() else None
+                if member.name in wanted and file is not None:
                     yield wanted.pop(member.name), f"{path}: {member.name}", file.read()
-    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError) as error:
+            if len(unzipped.read(largest)) == largest:  # its end is where the checksum is
+                raise DataError(f"{path}: unpacks to more than {largest} bytes")
+    except (
+        *(tarfile.TarError, gzip.BadGzipFile, zlib.error),
+        *(EOFError, ValueError, OverflowError),
+    ) as error:
         raise DataError(f"{path}: is no intact tar.gz archive ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

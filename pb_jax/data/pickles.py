@@ -5,6 +5,7 @@ plain values and numpy arrays need; every other opcode and every other name is r
 """
 
 import pickletools
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,10 +72,20 @@ def load(data: bytes) -> Any:
         pb_jax.data.pickles.PickleError: it asks for builtins.print, which is no array or plain type
     """
     try:
-        return _interpret(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pickletools warns of odd characters in a name
+            return _interpret(data)
     except PickleError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (
+        Warning,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise PickleError(f"it is damaged ({error})") from error
 
 

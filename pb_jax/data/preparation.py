@@ -6,7 +6,6 @@ out.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -72,13 +71,12 @@ def splits(
                 _decoded(spec, root, progress)
             found = _cached(spec, root)
     except OSError as error:
-        if is_prepared(spec, root) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            progress.say(f"{root} cannot be written: decoding {spec.name} into memory")
+        if is_prepared(spec, root):  # and only the cache cannot be written
+            progress.say(f"{root}: {error.strerror or error}; decoding {spec.name} into memory")
             return _decoded(spec, root, progress, write=False)
-        where = error.filename or root
         raise DataError(
-            f"{where}: {error.strerror or error}; cannot prepare {spec.name} below {root}. "
-            "Make room or choose another data_dir"
+            f"{error.filename or root}: {error.strerror or error}; "
+            f"cannot prepare {spec.name} below {root}. Make room or choose another data_dir"
         ) from error
     if found is None:
         raise DataError(f"{root / spec.name}: changed while it was being read; try again")
@@ -128,7 +126,8 @@ def _prepare(
             _download(spec, source_dir, root, base_url, progress)
         progress.say(f"reading {spec.name} from {source_dir}")
         content = sources.read(spec, source_dir)
-        if not sources.is_published(spec, content):
+        shutil.rmtree(work / "files", ignore_errors=True)
+        if sources.published_name(content) is None:
             progress.say(f"note: this is not the published content of {spec.name}")
         from pb_jax.data import builders
 
@@ -161,7 +160,7 @@ def _download(
     try:
         download.fetch(spec.downloads, base_urls, folder, progress)
     except download.DownloadError as error:
-        raise DataError(
+        raise download.DownloadError(
             f"{spec.name} is not prepared in {root}, and {error}\n"
             "Without a network, put the original files into a folder DIR and run\n"
             f"  python -m pb_jax.data prepare {spec.name} --source DIR --data-dir {root}\n"

@@ -1,0 +1,94 @@
+import subprocess
+import sys
+
+import pytest
+
+from pb_jax.data import preparation, specs
+from pb_jax.data.__main__ import main
+from tests.data_files import TINY_MNIST, random_splits, write_idx
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setitem(specs.DATASETS, "mnist", TINY_MNIST)
+    write_idx(tmp_path / "source" / "mnist", random_splits(TINY_MNIST))
+    return ["--source", str(tmp_path / "source"), "--data-dir", str(tmp_path / "root")]
+
+
+def test_prepare_says_what_it_did_and_where(folders, tmp_path, capsys):
+    assert main(["prepare", "mnist", "digits", *folders]) == 0
+    out, err = capsys.readouterr()
+    folder = tmp_path / "root" / "mnist" / "1.0.0"
+    assert f"mnist: 20 train + 6 test images, prepared in {folder} (0 MiB in all)\n" in out
+    assert "digits: nothing to prepare, it comes with scikit-learn\n" in out
+    assert err.splitlines() == [
+        f"reading mnist from {tmp_path / 'source'}",
+        "note: this is not the published content of mnist",
+        "writing mnist train",
+        "writing mnist test",
+        "decoding mnist train",
+        "decoding mnist test",
+    ]
+    assert main(["prepare", "mnist", "--data-dir", str(tmp_path / "root")]) == 0
+    out, err = capsys.readouterr()
+    assert f"was prepared already in {folder}" in out
+    assert err == ""
+
+
+def test_list(folders, tmp_path, capsys):
+    main(["prepare", "mnist", *folders])
+    capsys.readouterr()
+    assert main(["list", "--data-dir", str(tmp_path / "root")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["NAME", "IMAGE", "TRAIN", "TEST", "CLASSES", "PREPARED"],
+        ["mnist", "28x28x1", "20", "6", "10", str(tmp_path / "root" / "mnist" / "1.0.0")],
+        ["fashion_mnist", "28x28x1", "60,000", "10,000", "10", "no"],
+        ["cifar10", "32x32x3", "50,000", "10,000", "10", "no"],
+        ["digits", "28x28x1", "1,437", "360", "10", "built", "in"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "mnst"], "error: unknown dataset 'mnst'; did you mean 'mnist'?"),
+        (["prepare", "mnist", "--source", "/gone"], "error: /gone: no such folder"),
+        (
+            ["prepare", "mnist", "--base-url", "http://127.0.0.1:9/"],
+            "error: mnist is not prepared in ",
+        ),
+    ],
+)
+def test_errors_of_the_user(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--data-dir", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_all_names_are_checked_before_any_work(folders, tmp_path, capsys):
+    assert main(["prepare", "mnist", "nonsense", *folders]) == 2
+    assert not (tmp_path / "root").exists()
+
+
+def test_interruption(folders, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "splits", interrupt)
+    assert main(["prepare", "mnist", *folders]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_as_a_program():
+    command = [sys.executable, "-W", "error", "-m", "pb_jax.data", "prepare", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    for option in ("NAME", "--source", "--data-dir", "--base-url", "cifar10"):
+        assert option in result.stdout
+    failed = subprocess.run(
+        [*command[:-1], "x"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith("error: unknown dataset 'x'")
