@@ -12,6 +12,9 @@ class Server(http.server.ThreadingHTTPServer):
     requests: list[str]
     files: dict[str, bytes]
 
+    def handle_error(self, request, client_address):
+        """Say nothing: some clients hang up on purpose."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

@@ -55,7 +55,7 @@ def describe(spec: Spec) -> str:
     Example:
         >>> print(describe(DATASETS["mnist"]))
         DIR must hold
-          mnist/{train-images-idx3-ubyte.gz, ...}
+          mnist/train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, ...
     """
     lines = []
     for layout in spec.layouts:
