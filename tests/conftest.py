@@ -1,0 +1,25 @@
+"""Where the real data is, and strictness that a user's program may have too."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"set {variable} to the folder with the original files")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder with mnist/ and cifar-10-batches-py/."""
+    return _folder("PB_JAX_DATA")
+
+
+@pytest.fixture(scope="session")
+def torch_reference() -> Path:
+    """PyTorch's LeNet-5: torch_lenet5.npz."""
+    return _folder("PB_JAX_REFERENCE") / "torch_lenet5.npz"
