@@ -53,7 +53,7 @@ def test_list(folders, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["prepare", "mnst"], "error: unknown dataset 'mnst'; did you mean 'mnist'?"),
-        (["prepare", "mnist", "--source", "/gone"], "error: /gone: no such folder"),
+        (["prepare", "mnist", "--source", "/gone"], "error: /gone: is no folder"),
         (
             ["prepare", "mnist", "--base-url", "http://127.0.0.1:9/"],
             "error: mnist is not prepared in ",

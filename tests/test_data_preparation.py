@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import hashlib
 import os
 import signal
@@ -322,6 +323,17 @@ def test_two_processes_at_once(tmp_path, source):
     assert sum("writing mnist train" in text for text in errors) == 1
     assert tree(tmp_path / "root") == PREPARED
     assert_same(prepare(tmp_path / "root"), GREY)
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, source, monkeypatch, capsys):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    progress = Progress(enabled=True)
+    splits = preparation.splits(TINY_MNIST, tmp_path / "r", source_dir=source, progress=progress)
+    assert_same(splits, GREY)
+    assert "No locks available; let only one process prepare" in capsys.readouterr().err
 
 
 def test_root_dir(monkeypatch, tmp_path):

@@ -80,7 +80,7 @@ def test_an_empty_folder_gets_the_list_of_what_may_be_there(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="gone: no such folder"):
+    with pytest.raises(DataError, match="gone: is no folder"):
         sources.read(TINY_MNIST, tmp_path / "gone")
 
 

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--source",
         metavar="DIR",
-        type=Path,
+        type=lambda text: Path(text).expanduser(),
         help="a folder with the original files; without it they are downloaded",
     )
     prepare.add_argument(

@@ -17,7 +17,7 @@ from pb_jax.data.progress import Progress
 from pb_jax.data.specs import Download
 from pb_jax.files import replacing
 
-CONNECT_SECONDS = 4.0
+CONNECT_SECONDS = 3.0
 """How long all addresses together may take to answer; without a network nobody waits longer."""
 
 READ_SECONDS = 30.0

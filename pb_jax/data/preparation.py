@@ -6,7 +6,6 @@ out.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -171,6 +170,8 @@ def _download(
 @contextlib.contextmanager
 def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     """Hold `folder`'s lock; the system drops it when the process ends, however it ends."""
+    import fcntl  # where it is missing (Windows), built-in data still load
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
@@ -178,4 +179,6 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress.say(f"waiting for another process that is preparing {folder.name}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems know no locks
+            progress.say(f"{folder}: {error.strerror}; let only one process prepare {folder.name}")
         yield

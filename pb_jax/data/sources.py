@@ -34,7 +34,7 @@ def locate(spec: Spec, source_dir: Path) -> tuple[Layout, Path]:
         DataError: nothing fits; the message lists what is missing, or what could be there.
     """
     if not source_dir.is_dir():
-        raise DataError(f"{source_dir}: no such folder; it should hold {spec.name}'s files")
+        raise DataError(f"{source_dir}: is no folder; name one with {spec.name}'s files")
     incomplete = ""
     for layout in spec.layouts:
         for name in layout.folders:
