@@ -1,5 +1,6 @@
 import os
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_a_pickle_that_calls_something_runs_nothing(tmp_path, protocol):
 def test_everything_else_is_refused(data, message):
     with pytest.raises(pickles.PickleError, match=message):
         pickles.load(data)
+
+
+def test_odd_characters_in_a_name_give_an_error_and_no_warning():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with pytest.raises(pickles.PickleError, match="damaged"):
+            pickles.load(b"\x80\x02cnum\\cpy\nndarray\n.")
+    assert shown == []
 
 
 def test_a_huge_memo_index_costs_nothing():

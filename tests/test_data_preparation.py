@@ -211,10 +211,17 @@ def downloadable(spec, files: dict[str, bytes]):
     )
 
 
-def test_downloads_the_archive(tmp_path):
+def test_downloads_the_archive(tmp_path, monkeypatch):
     splits = random_splits(TINY_CIFAR10)
     files = {"cifar-10-binary.tar.gz": cifar_archive(splits, "bin")}
     spec = downloadable(TINY_CIFAR10, files)
+    write = builders.write
+
+    def check_and_write(*args):
+        assert not list(tmp_path.rglob("*.tar.gz"))  # its room is free again
+        write(*args)
+
+    monkeypatch.setattr(builders, "write", check_and_write)
     with serving(files) as server:
         content = prepare(tmp_path, spec=spec, base_url=f"{server.url}/right")
         assert_same(content, splits)
@@ -321,6 +328,7 @@ def test_two_processes_at_once(tmp_path, source):
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     assert sum("writing mnist train" in text for text in errors) == 1
+    assert sum("decoding mnist train" in text for text in errors) == 1
     assert tree(tmp_path / "root") == PREPARED
     assert_same(prepare(tmp_path / "root"), GREY)
 
