@@ -286,6 +286,7 @@ def describe_keys() -> str:
     lines = []
     for name, key in KEYS.items():
         default = "-" if key.default is None else str(key.default)
-        limits = f" [{key.allowed}]" if key.allowed.startswith("one of") else ""
-        lines.append(f"  {name:<26} {default:<14} {key.help}{limits}")
+        lines.append(f"  {name:<25} {default:<14} {key.help}")
+        if key.allowed.startswith("one of "):
+            lines.append(f"{'':<28} {key.allowed.removeprefix('one of ')}")
     return "\n".join(lines)

@@ -67,4 +67,5 @@ def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing |
         mode=chosen["mode"],
         batches=chosen["batches"],
         alpha=config["optimizer"]["learning_rate"],
+        seed=config["seed"],
     )

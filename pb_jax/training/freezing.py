@@ -1,7 +1,10 @@
 """When masks are made, and around which optimizer: the `freeze.*` part of an experiment."""
 
 import dataclasses
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import pb_jax
@@ -22,6 +25,7 @@ class Freezing:
             zeroed, in front of the optimizer, as in the paper's appendix).
         batches: how many of the epoch's batches a mask is judged by.
         alpha: α, the unit of x = abs(gradient) / α in reports.
+        seed: for rules that draw at random.
 
     Example:
         >>> freezing = Freezing(pb_jax.quantile(0.5), steps_per_epoch=10, refresh_epochs=2)
@@ -29,7 +33,7 @@ class Freezing:
         [3, 5]
     """
 
-    rule: "pb_jax.Rule"
+    rule: pb_jax.Rule
     steps_per_epoch: int
     start_epoch: int = 3
     refresh_epochs: int | None = None
@@ -37,6 +41,7 @@ class Freezing:
     mode: str = "updates"
     batches: int = 1
     alpha: float = 1.0
+    seed: int = 0
 
     def makes_mask(self, epoch: int) -> bool:
         """Whether the first batch of `epoch` makes a mask."""
@@ -45,10 +50,17 @@ class Freezing:
         since = epoch - self.start_epoch
         return since == 0 if self.refresh_epochs is None else since % self.refresh_epochs == 0
 
-    def around(
-        self, optimizer: optax.GradientTransformation, seed: int = 0
-    ) -> optax.GradientTransformation:
-        """The optimizer under partial backpropagation; `seed` is for random rules."""
+    def releases(self, epoch: int) -> bool:
+        """Whether full training is resumed with the first batch of `epoch`."""
+        return epoch == self.stop_epoch
+
+    def around(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        """The optimizer under partial backpropagation, as an optax transformation of its own.
+
+        The loop takes its initial state from it, but makes the updates in parts (`select`, `hold`,
+        `release`): it knows on the host when a mask is due, so that the ordinary step needs no
+        branch. Both ways give the same bits.
+        """
 
         def steps(epochs: int | None) -> int | None:
             return None if epochs is None else epochs * self.steps_per_epoch
@@ -60,5 +72,56 @@ class Freezing:
             refresh_every=steps(self.refresh_epochs),
             stop_step=steps(None if self.stop_epoch is None else self.stop_epoch - 1),
             freeze=self.mode,
-            seed=seed,
+            seed=self.seed,
+        )
+
+    def select(
+        self, state: pb_jax.PartialBackpropState, judged: Any, params: Any
+    ) -> pb_jax.Selection:
+        """What the rule chooses at this step.
+
+        Args:
+            state: before the update.
+            judged: gradients, or what stands for them.
+            params: present parameters.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), state.count)
+        return self.rule(judged, params, key=key)
+
+    def hold(
+        self,
+        optimizer: optax.GradientTransformation,
+        grads: Any,
+        state: pb_jax.PartialBackpropState,
+        params: Any,
+    ) -> tuple[Any, pb_jax.PartialBackpropState]:
+        """An update under the mask that is in `state`.
+
+        Args:
+            optimizer: what `around` was given.
+            grads: of the whole model.
+            state: its mask is used as it is.
+            params: present parameters.
+
+        Returns:
+            Updates and the new state, as an optax `update` does.
+        """
+        inner = optax.with_extra_args_support(optimizer)
+        if self.mode == "updates":
+            frozen = pb_jax.freeze_elements(inner, state.mask)
+            held = pb_jax.FreezeElementsState(state.mask, state.inner_state)
+            updates, held = frozen.update(grads, held, params)
+            assert isinstance(held, pb_jax.FreezeElementsState)
+            inner_state = held.inner_state
+        else:
+            masked = jax.tree.map(lambda g, trains: jnp.where(trains, g, 0.0), grads, state.mask)
+            updates, inner_state = inner.update(masked, state.inner_state, params)
+        count = optax.safe_increment(state.count)
+        return updates, state._replace(count=count, inner_state=inner_state)
+
+    def release(self, state: pb_jax.PartialBackpropState) -> pb_jax.PartialBackpropState:
+        """The state with nothing frozen."""
+        return state._replace(
+            mask=jax.tree.map(jnp.ones_like, state.mask),
+            threshold=jax.tree.map(lambda t: jnp.full_like(t, jnp.nan), state.threshold),
         )

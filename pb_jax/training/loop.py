@@ -58,7 +58,7 @@ def fit(
         batch_size: at most the number of training examples.
         learning_rate: the schedule that the optimizer follows, to be reported.
         freezing: what is frozen and when; None: full training.
-        seed: of the order of the batches, and of random masks.
+        seed: of the order of the batches.
         every_epochs: how often to save the latest checkpoint; the best is saved at once.
         keep: latest checkpoints to keep.
         scan: an epoch under one `lax.scan`, or step by step; None: as suits the device.
@@ -85,11 +85,10 @@ def fit(
         weights = sum(leaf.size for leaf in params.values())
         steps = Steps(
             apply,
-            optimizer if freezing is None else freezing.around(optimizer, seed),
+            optimizer,
             data.mean,
             data.std,
-            None if freezing is None else freezing.rule,
-            1.0 if freezing is None else freezing.alpha,
+            freezing,
         )
         state = _strong(steps.initial(params, model_state))
         records, state = _resume(workdir, checkpoints, state, progress, epochs)
@@ -104,13 +103,13 @@ def fit(
                 progress=progress,
             )
             runner.compile(state)
-            names = list(params)
+            sizes = {name: leaf.size for name, leaf in params.items()}
             del params, model_state  # donated with the first step
             board = metrics.TensorBoard(workdir / "tensorboard", len(records))
             try:
                 for epoch in range(len(records) + 1, epochs + 1):
                     state, record = _epoch(
-                        runner, state, epoch, seed, freezing, learning_rate, workdir, names
+                        runner, state, epoch, seed, freezing, learning_rate, workdir, sizes
                     )
                     records.append(record)
                     metrics.append(workdir / "metrics.jsonl", record)
@@ -177,7 +176,7 @@ def _epoch(
     freezing: Freezing | None,
     learning_rate: optax.Schedule,
     workdir: Path,
-    names: list[str],
+    sizes: dict[str, int],
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train and evaluate once; returns the new state and the line of `metrics.jsonl`."""
     began = time.monotonic()
@@ -195,8 +194,7 @@ def _epoch(
         mask_report.save(
             workdir,
             report,
-            names=names,
-            sizes=[state.params[name].size for name in names],
+            sizes=sizes,
             threshold=threshold,
             alpha=freezing.alpha,
             step=step - runner.steps_per_epoch + 1,

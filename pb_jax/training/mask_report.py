@@ -1,5 +1,6 @@
 """`mask_step_{step}.npz`: what was seen when a mask was made, for figures and tables."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ def save(
     workdir: Path,
     report: MaskReport,
     *,
-    names: list[str],
-    sizes: list[int],
+    sizes: Mapping[str, int],
     threshold: Any,
     alpha: float,
     step: int,
@@ -28,29 +28,30 @@ def save(
     Args:
         workdir: the run's folder.
         report: from `Steps.mask`.
-        names: of the leaves, in the order of the report.
-        sizes: their numbers of weights.
-        threshold: of the mask: a scalar, or one for each leaf (in the order of a sorted dict).
+        sizes: numbers of weights of the leaves, by name, in the order in which to list them.
+        threshold: of the mask: a scalar, or a dict with one for each leaf.
         alpha: α.
         step: updates made, with the one that made the mask.
         epoch: in which it was made.
     """
     report = jax.device_get(report)
+    rank = {name: i for i, name in enumerate(sorted(sizes))}
+    order = [rank[name] for name in sizes]
     content: dict[str, Any] = {
         "step": step,
         "epoch": epoch,
         "learning_rate": alpha,
-        "frozen_fraction": report.frozen.sum() / sum(sizes),
-        "leaf_names": np.array(names),
-        "leaf_sizes": np.array(sizes, np.int64),
-        "leaf_frozen": report.frozen.astype(np.int64),
-        "leaf_zeros": report.zeros.astype(np.int64),
-        "leaf_nonfinite": report.nonfinite.astype(np.int64),
-        "hist_counts": report.histograms.astype(np.int64),
+        "frozen_fraction": report.frozen.sum(dtype=np.int64) / sum(sizes.values()),
+        "leaf_names": np.array(list(sizes)),
+        "leaf_sizes": np.array(list(sizes.values()), np.int64),
+        "leaf_frozen": report.frozen[order].astype(np.int64),
+        "leaf_zeros": report.zeros[order].astype(np.int64),
+        "leaf_nonfinite": report.nonfinite[order].astype(np.int64),
+        "hist_counts": report.histograms[order].astype(np.int64),
         "hist_edges": np.logspace(*HISTOGRAM_DECADES, HISTOGRAM_BINS + 1),
     }
     if isinstance(threshold, dict):
-        content["leaf_thresholds"] = np.array([float(threshold[name]) for name in names])
+        content["leaf_thresholds"] = np.array([float(threshold[name]) for name in sizes])
     else:
         content["threshold"] = float(threshold)
     if report.estimate is not None:

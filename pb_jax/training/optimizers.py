@@ -86,8 +86,8 @@ def amsgrad_torch(
         >>> params = {"w": jnp.array([1.0, -1.0])}
         >>> state = optimizer.init(params)
         >>> updates, state = optimizer.update({"w": jnp.array([3.0, 0.0])}, state)
-        >>> updates["w"]
-        Array([-0.1, -0. ], dtype=float32)
+        >>> [f"{u:.4f}" for u in updates["w"]]
+        ['-0.1000', '-0.0000']
     """
     return optax.chain(
         scale_by_amsgrad_torch(b1, b2, eps), optax.scale_by_learning_rate(learning_rate)

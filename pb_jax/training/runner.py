@@ -129,6 +129,8 @@ class Runner:
         totals, order = Totals.empty(), self._order(seed, epoch)
         report = None
         pending: collections.deque[Totals] = collections.deque()
+        if freezing is not None and freezing.releases(epoch):
+            state = jax.jit(self.steps.release, donate_argnums=0)(state)
         if freezing is not None and freezing.makes_mask(epoch):
             state, totals, report = self._mask(state, totals, order, freezing.batches)
         else:

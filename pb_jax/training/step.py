@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 import pb_jax
+from pb_jax.training.freezing import Freezing
 from pb_jax.training.modules import Apply, Arrays
 
 # Histograms of x = abs(gradient) / α for the reports: 16 bins a decade, the ends catch the rest.
@@ -77,7 +78,7 @@ class Split(NamedTuple):
 
 
 class MaskReport(NamedTuple):
-    """What the mask step saw, for `mask_step_*.npz`.
+    """What the mask step saw, for `mask_step_*.npz`; leaves in the order of their sorted names.
 
     Attributes:
         estimate: of a rule that makes one, else None.
@@ -87,7 +88,7 @@ class MaskReport(NamedTuple):
         histograms: int32 (leaves, HISTOGRAM_BINS), of the others' x = abs(gradient) / α.
     """
 
-    estimate: "pb_jax.ThresholdEstimate | None"
+    estimate: pb_jax.ThresholdEstimate | None
     frozen: jax.Array
     zeros: jax.Array
     nonfinite: jax.Array
@@ -115,8 +116,7 @@ class Steps:
         optimizer: an optax transformation, `partial_backprop` around it or not.
         mean: of the channels, of images scaled to [0, 1].
         std: their standard deviations.
-        rule: what makes the mask; its estimate goes into the report.
-        alpha: α, the unit in which the report measures gradients.
+        freezing: what is frozen and when; None: full training.
     """
 
     def __init__(
@@ -125,19 +125,20 @@ class Steps:
         optimizer: optax.GradientTransformation,
         mean: Sequence[float],
         std: Sequence[float],
-        rule: "pb_jax.Rule | None" = None,
-        alpha: float = 1.0,
+        freezing: Freezing | None = None,
     ) -> None:
         self._apply = apply
-        self._optimizer = optax.with_extra_args_support(optimizer)
+        self._optimizer = optimizer
         self._normalised = functools.partial(normalised, mean=mean, std=std)
-        self._rule = rule
-        self._alpha = alpha
+        self._freezing = freezing
 
     def initial(self, params: Arrays, model_state: Arrays) -> TrainState:
         """The state before the first step."""
-        step = jnp.zeros([], jnp.int32)
-        return TrainState(step, dict(params), dict(model_state), self._optimizer.init(params))
+        optimizer = self._optimizer
+        if self._freezing is not None:
+            optimizer = self._freezing.around(optimizer)
+        opt_state = optimizer.init(params)
+        return TrainState(jnp.zeros([], jnp.int32), dict(params), dict(model_state), opt_state)
 
     def train(
         self, state: TrainState, totals: Totals, data: Split, order: jax.Array
@@ -184,11 +185,21 @@ class Steps:
             rule_updates: what the rule is to judge in place of this batch's gradients.
         """
         loss, aux, grads = self._gradients(state, data, order, _position(state, order))
+        freezing, opt_state = self._freezing, state.opt_state
+        assert freezing is not None
+        assert isinstance(opt_state, pb_jax.PartialBackpropState)
         judged = grads if rule_updates is None else rule_updates
-        extra = {} if rule_updates is None else {"rule_updates": rule_updates}
-        params = state.params
-        state, totals = self._updated(state, totals, loss, aux, grads, **extra)
-        return state, totals, self._report(judged, params, state)
+        selection = freezing.select(opt_state, judged, state.params)
+        opt_state = opt_state._replace(mask=selection.mask, threshold=selection.threshold)
+        state = state._replace(opt_state=opt_state)
+        state, totals = self._updated(state, totals, loss, aux, grads)
+        return state, totals, _report(selection, judged, freezing.alpha)
+
+    def release(self, state: TrainState) -> TrainState:
+        """The state from which full training is resumed."""
+        assert self._freezing is not None
+        assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
+        return state._replace(opt_state=self._freezing.release(state.opt_state))
 
     def add_magnitudes(
         self,
@@ -251,10 +262,16 @@ class Steps:
         loss: jax.Array,
         aux: tuple[Arrays, jax.Array],
         grads: Arrays,
-        **extra: Any,
     ) -> tuple[TrainState, Totals]:
         model_state, right = aux
-        updates, opt_state = self._optimizer.update(grads, state.opt_state, state.params, **extra)
+        opt_state = state.opt_state
+        if self._freezing is None:
+            updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        else:
+            assert isinstance(opt_state, pb_jax.PartialBackpropState)
+            updates, opt_state = self._freezing.hold(
+                self._optimizer, grads, opt_state, state.params
+            )
         params = cast(Arrays, optax.apply_updates(state.params, updates))
         step = state.step + 1
         first_bad = (totals.bad_step == 0) & ~jnp.isfinite(loss)
@@ -266,20 +283,6 @@ class Steps:
             bad_step=jnp.where(first_bad, step, totals.bad_step),
         )
         return TrainState(step, params, model_state, opt_state), totals
-
-    def _report(self, judged: Arrays, params: Arrays, state: TrainState) -> MaskReport:
-        # The random key of the rule is of no matter: no rule with an estimate uses it.
-        selection = (
-            None if self._rule is None else self._rule(judged, params, key=jax.random.key(0))
-        )
-        mask = mask_of(state.opt_state)
-        assert mask is not None
-        names = list(params)
-        counts = [_leaf_counts(judged[name], self._alpha) for name in names]
-        zeros, nonfinite, histograms = (jnp.stack(column) for column in zip(*counts, strict=True))
-        frozen = jnp.stack([jnp.sum(~mask[name], dtype=jnp.int32) for name in names])
-        estimate = None if selection is None else selection.estimate
-        return MaskReport(estimate, frozen, zeros, nonfinite, histograms)
 
 
 def mask_of(opt_state: optax.OptState) -> Arrays | None:
@@ -340,3 +343,11 @@ def _leaf_counts(grads: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array, 
     counted = (~zero & ~bad).astype(jnp.int32)
     histogram = jnp.zeros([HISTOGRAM_BINS], jnp.int32).at[bins].add(counted)
     return jnp.sum(zero, dtype=jnp.int32), jnp.sum(bad, dtype=jnp.int32), histogram
+
+
+def _report(selection: pb_jax.Selection, judged: Arrays, alpha: float) -> MaskReport:
+    names = sorted(judged)
+    counts = [_leaf_counts(judged[name], alpha) for name in names]
+    zeros, nonfinite, histograms = (jnp.stack(column) for column in zip(*counts, strict=True))
+    frozen = jnp.stack([jnp.sum(~selection.mask[name], dtype=jnp.int32) for name in names])
+    return MaskReport(selection.estimate, frozen, zeros, nonfinite, histograms)

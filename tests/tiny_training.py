@@ -1,0 +1,142 @@
+"""A network and a dataset that train in milliseconds, and ways to look at the runs they leave."""
+
+import contextlib
+import io
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+
+import pb_jax
+from pb_jax.training import Freezing, fit, metrics, optimizers
+from pb_jax.training.modules import functional
+from pb_jax.training.step import Steps
+
+TRAIN, TEST, CLASSES, BATCH = 83, 25, 4, 10
+STEPS = TRAIN // BATCH
+MEAN, STD = (0.4,), (0.3,)
+TIMES = ("seconds", "examples_per_second")
+
+
+@contextlib.contextmanager
+def compile_cache(folder: Path) -> Iterator[None]:
+    """Keep what XLA compiles in `folder`: most of the time of a tiny run goes there."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+class Tiny(nnx.Module):
+    """Dense layers with everything that carries state: batch statistics and a random stream."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.stem = nnx.Linear(36, 12, rngs=rngs)
+        self.norm = nnx.BatchNorm(12, rngs=rngs)
+        self.drop = nnx.Dropout(0.2, rngs=rngs)
+        self.head = nnx.Linear(12, CLASSES, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        x = self.norm(self.stem(images.reshape(images.shape[0], -1)))
+        return self.head(self.drop(jax.nn.relu(x)))
+
+
+def tiny_data() -> Any:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, CLASSES, TRAIN + TEST).astype(np.int32)
+    images = rng.integers(0, 120, (TRAIN + TEST, 6, 6, 1))
+    images[np.arange(TRAIN + TEST), labels, labels] += 130
+    images = images.astype(np.uint8)
+    part = types.SimpleNamespace
+    return part(
+        train=part(images=images[:TRAIN], labels=labels[:TRAIN]),
+        test=part(images=images[TRAIN:], labels=labels[TRAIN:]),
+        mean=MEAN,
+        std=STD,
+    )
+
+
+def tiny_schedule() -> optax.Schedule:
+    return optimizers.piecewise(1e-2, (4,), 0.1, STEPS)
+
+
+def tiny_freezing(**changes: Any) -> Freezing:
+    rule = changes.pop("rule", pb_jax.quantile(0.6))
+    options = {"steps_per_epoch": STEPS, "alpha": 1e-2, "seed": 3} | changes
+    return Freezing(rule, **options)
+
+
+def tiny_fit(workdir: Path, epochs: int = 4, **changes: Any) -> dict[str, Any]:
+    """Run `fit`; `printed` is what it wrote to a pipe."""
+    workdir.mkdir(exist_ok=True)
+    stream = io.StringIO()
+    options: dict[str, Any] = {
+        "batch_size": BATCH,
+        "learning_rate": tiny_schedule(),
+        "freezing": tiny_freezing(),
+        "seed": 3,
+        "stream": stream,
+    }
+    optimizer = changes.pop("optimizer", None)
+    if optimizer is None:
+        optimizer = optimizers.create("adamw", tiny_schedule(), weight_decay=0.01)
+    data = changes.pop("data", None) or tiny_data()
+    model = Tiny(nnx.Rngs(0))
+    options |= changes
+    try:
+        summary = fit(model, data, optimizer, workdir, epochs=epochs, **options)
+    finally:
+        (workdir / "printed.txt").write_text(stream.getvalue())
+    return summary
+
+
+def tiny_steps(freezing: Freezing | None = None, optimizer: Any = None) -> tuple[Steps, Any]:
+    """The step functions of the tiny network, and its first state."""
+    parts = functional(Tiny(nnx.Rngs(0)))
+    optimizer = optimizer or optimizers.create("adamw", tiny_schedule(), weight_decay=0.01)
+    steps = Steps(parts.apply, optimizer, MEAN, STD, freezing)
+    return steps, steps.initial(parts.params, parts.model_state)
+
+
+def saved_state(workdir: Path, epoch: int, freezing: Freezing | None = None) -> dict[str, Any]:
+    """The arrays of a checkpoint, read with orbax alone."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore((workdir / "checkpoints" / str(epoch) / "state").resolve())
+
+
+def saved_epochs(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def assert_same_run(one: Path, other: Path, epoch: int) -> None:
+    """Both runs have the same lines, but for times, and the same bits after `epoch`."""
+    assert lines(one) == lines(other)
+    first, second = saved_state(one, epoch), saved_state(other, epoch)
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(np.asarray(array), np.asarray(second[name]), err_msg=name)
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """Of `metrics.jsonl`, without times."""
+    records = metrics.read(workdir / "metrics.jsonl")
+    return [{key: r[key] for key in metrics.KEYS if key not in TIMES} for r in records]
