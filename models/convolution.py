@@ -1,10 +1,273 @@
-"""One convolution for all platforms."""
+"""One convolution for all platforms: the stock one, and on CPU one that XLA runs faster.
 
+XLA:CPU fuses cheap element-wise work into each of its consumers, without limit: in a residual
+network every weight gradient recomputes the chain of all blocks before it. Optimization barriers
+on what a convolution reads and on its cotangent stop that, where they outlive XLA's early passes:
+compile the step with `compiler_options("cpu")`. Weight gradients, 1 x 1 kernels and tiny images are
+matrix products here, because XLA's own ways to compute them are slow.
+
+The choice is made when a program is lowered, so that one traced program serves every platform.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 from jax import lax
 
-convolution = lax.conv_general_dilated
+_NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
+# Below these, XLA's convolutions are slower than matrix products of patches; found by timing.
+_TINY_IMAGE = 4
+_FEW_CHANNELS = 4
+_MANY_CHANNELS = 32
 
 
-def compiler_options(platform: str) -> dict:
-    del platform
+def compiler_options(platform: str) -> dict[str, str]:
+    """What to give to `jax.jit(compiler_options=...)` for a step that trains these networks.
+
+    Args:
+        platform: "cpu", or any other that JAX knows.
+
+    Example:
+        >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options("cpu"))
+        >>> int(step(1))
+        2
+    """
+    if platform == "cpu":
+        # The pass removes optimization barriers before fusion.
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
     return {}
+
+
+def materialised(x: jax.Array) -> jax.Array:
+    """`x`; on CPU both it and its cotangent are written to memory, not recomputed where used.
+
+    Example:
+        >>> materialised(jnp.ones(2))
+        Array([1., 1.], dtype=float32)
+    """
+    return _materialised(x)
+
+
+@jax.custom_vjp
+def _materialised(x: jax.Array) -> jax.Array:
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=_identity)
+
+
+_materialised.defvjp(lambda x: (_materialised(x), None), lambda _, g: (_materialised(g),))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def convolution(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    **others: Any,
+) -> jax.Array:
+    """`lax.conv_general_dilated`, for `nnx.Conv(conv_general_dilated=...)`; see the module.
+
+    The same up to rounding. Anything but a plain 2-D convolution of NHWC images with HWIO kernels
+    (dilated, grouped, with an explicit sharding or element type) is left to the stock one.
+    Reverse-mode differentiation only.
+
+    Args:
+        lhs: images (N, H, W, C).
+        rhs: kernel (height, width, C, features), of the dtype of the images.
+        window_strides: down and across.
+        padding: "SAME", "VALID" or (low, high) pairs.
+        lhs_dilation: as in `lax.conv_general_dilated`, like all that follow.
+        rhs_dilation: see there.
+        dimension_numbers: see there.
+        feature_group_count: see there.
+        precision: see there.
+        **others: see there.
+
+    Returns:
+        Images (N, H', W', features).
+
+    Example:
+        >>> images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 5))
+        >>> numbers = ("NHWC", "HWIO", "NHWC")
+        >>> convolution(images, kernel, (1, 1), "VALID", dimension_numbers=numbers).shape
+        (1, 2, 2, 5)
+    """
+    plain = (
+        lhs.ndim == 4
+        and feature_group_count == 1
+        and all(set(d or (1,)) == {1} for d in (lhs_dilation, rhs_dilation))
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NUMBERS
+        and all(value is None for value in others.values())
+    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
+            dimension_numbers=dimension_numbers,
+            feature_group_count=feature_group_count,
+            precision=precision,
+            **others,
+        )
+    strides = (window_strides[0], window_strides[1])
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return _convolution(lhs, rhs, _Window(strides, ((top, bottom), (left, right)), precision))
+
+
+class _Window(NamedTuple):
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=functools.partial(_cpu, window=window),
+        default=functools.partial(_stock, window=window),
+    )
+
+
+def _forward(x: jax.Array, kernel: jax.Array, window: _Window) -> tuple[jax.Array, Any]:
+    x = materialised(x)
+    return _convolution(x, kernel, window), (x, kernel)
+
+
+def _backward(
+    window: _Window, saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return lax.platform_dependent(
+        *saved,
+        cotangent,
+        cpu=functools.partial(_cpu_gradients, window=window),
+        default=functools.partial(_gradients, forward=_stock, window=window),
+    )
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def _stock(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.strides,
+        window.padding,
+        dimension_numbers=_NUMBERS,
+        precision=window.precision,
+    )
+
+
+def _gradients(
+    x: jax.Array,
+    kernel: jax.Array,
+    cotangent: jax.Array,
+    forward: Callable[..., jax.Array],
+    window: _Window,
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(functools.partial(forward, window=window), x, kernel)[1](cotangent)
+
+
+def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    return _cpu_forward(x, kernel)(x, kernel, window=window)
+
+
+def _cpu_forward(x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
+    tiny = x.shape[1] * x.shape[2] <= _TINY_IMAGE
+    return _by_patches if tiny or kernel.shape[:2] == (1, 1) else _stock
+
+
+def _cpu_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
+) -> tuple[jax.Array, jax.Array]:
+    x, cotangent = lax.optimization_barrier((x, cotangent))
+    forward = _cpu_forward(x, kernel)
+    for_x, for_kernel = _gradients(x, kernel, cotangent, forward, window)
+    if forward is _stock:
+        # Compiled away where it is not used, as is the one above.
+        for_kernel = _kernel_gradient(x, kernel, cotangent, window)
+    return for_x, for_kernel
+
+
+def _kernel_gradient(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
+) -> jax.Array:
+    """The kernel's gradient as matrix products, where they are faster."""
+    height, width, inputs, outputs = kernel.shape
+    if inputs <= _FEW_CHANNELS:
+        patches = lax.optimization_barrier(_patches(x, kernel, window))
+        return _product("nhwi,nhwo->io", patches, cotangent, window).reshape(kernel.shape)
+    if max(inputs, outputs) < _MANY_CHANNELS or window.strides != (1, 1):
+        return _gradients(x, kernel, cotangent, _stock, window)[1]
+    # Taps are gathered across only; those down are slices of whole rows, one product each.
+    if outputs > inputs:
+        rows = lax.optimization_barrier(_shifted(_padded(x, window.padding), width, 2))
+        length = cotangent.shape[1]
+        parts = [
+            _product("nhwi,nhwo->io", rows[:, i : i + length], cotangent, window)
+            for i in range(height)
+        ]
+        return jnp.stack(parts).reshape(kernel.shape)
+    around = tuple(
+        (size - 1 - low, size - 1 - high)
+        for size, (low, high) in zip((height, width), window.padding, strict=True)
+    )
+    rows = lax.optimization_barrier(_shifted(_padded(cotangent, around), width, 2))
+    length = x.shape[1]
+    parts = [
+        _product("nhwi,nhwo->io", x, rows[:, i : i + length], window)
+        for i in reversed(range(height))
+    ]
+    gathered = jnp.stack(parts).reshape(height, inputs, width, outputs)
+    return gathered[:, :, ::-1].transpose(0, 2, 1, 3)
+
+
+def _by_patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    patches = _patches(x, kernel, window)
+    return _product("nhwi,io->nhwo", patches, kernel.reshape(-1, kernel.shape[3]), window)
+
+
+def _patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    """What the kernel sees at each place, (N, H', W', height * width * C)."""
+    x = _padded(x, window.padding)
+    for axis in (2, 1):
+        size, stride = kernel.shape[axis - 1], window.strides[axis - 1]
+        x = _shifted(x, size, axis, stride)
+    return x
+
+
+def _shifted(x: jax.Array, size: int, axis: int, stride: int = 1) -> jax.Array:
+    """The `size` neighbours along `axis` of each place, one after the other as channels."""
+    last = x.shape[axis] - size + 1
+    return jnp.concatenate(
+        [lax.slice_in_dim(x, i, last + i, stride, axis) for i in range(size)], -1
+    )
+
+
+def _padded(x: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
+    """Zeros around the images; negative padding cuts off."""
+    zero = jnp.zeros([], x.dtype)
+    return lax.pad(x, zero, [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array, window: _Window) -> jax.Array:
+    return jnp.einsum(
+        spec, a, b, precision=window.precision, preferred_element_type=jnp.float32
+    ).astype(a.dtype)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.convolution import materialised
 from models.layers import BatchNorm, Network, avg_pool, conv, dense, global_avg_pool
 
 _GROWTH = 12
@@ -28,7 +29,7 @@ class Bottleneck(nnx.Module):
         """(N, H, W, inputs) to (N, H, W, growth + inputs)."""
         y = self.conv1(jax.nn.relu(self.bn1(x)))
         y = self.conv2(jax.nn.relu(self.bn2(y)))
-        return jnp.concatenate([y, x], -1)
+        return materialised(jnp.concatenate([y, x], -1))
 
 
 class Transition(nnx.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from models.convolution import convolution
+from models.convolution import convolution, materialised
 
 
 class Network(nnx.Module):
@@ -124,12 +124,14 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalised `x`, of the same shape and dtype."""
+        x = materialised(x)
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
             mean, var = self._batch_statistics(x)
         factor = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return ((x.astype(jnp.float32) - mean) * factor + self.bias[...]).astype(x.dtype)
+        shift = self.bias[...] - mean * factor
+        return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         count = math.prod(x.shape[:-1])
@@ -137,9 +139,11 @@ class BatchNorm(nnx.Module):
             raise ValueError(
                 f"batch norm needs more than one value a channel in training; found shape {x.shape}"
             )
+        # Two sums straight from x: nothing of its size is written, here or in the gradient.
         axes = tuple(range(x.ndim - 1))
         mean = jnp.mean(x, axes, dtype=jnp.float32)
-        var = jnp.mean(jnp.square(x.astype(jnp.float32) - mean), axes)
+        mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axes)
+        var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
         keep = self.momentum
         fresh_mean, fresh_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))
         self.mean[...] = keep * self.mean[...] + (1 - keep) * fresh_mean

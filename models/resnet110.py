@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from models.convolution import materialised
 from models.layers import BatchNorm, Network, conv, dense, global_avg_pool
 
 
@@ -43,7 +44,7 @@ class Block(nnx.Module):
             half = self.added // 2
             x = x[:, :: self.stride, :: self.stride]
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (half, self.added - half)))
-        return jax.nn.relu(y + x)
+        return materialised(jax.nn.relu(y + x))
 
 
 class ResNet110(Network):
