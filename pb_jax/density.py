@@ -82,8 +82,9 @@ def density_at_edges(counts: Array, width: Array) -> Array:
     # A cell has spread its members over its own width already: variance 1/12.
     variance = jnp.maximum(width**2 - 1 / 12, 0.5)
     kernel = jnp.exp(-0.5 * variance * angle**2)
-    shift = jax.lax.complex(jnp.cos(angle / 2), -jnp.sin(angle / 2))  # from centres to edges
-    transformed = jnp.fft.rfft(counts.astype(jnp.float32), padded) * kernel * shift
+    # Turned by half a cell: from the cells' centres to their edges.
+    kernel = jax.lax.complex(kernel * jnp.cos(angle / 2), -kernel * jnp.sin(angle / 2))
+    transformed = jnp.fft.rfft(counts.astype(jnp.float32), padded) * kernel
     return jnp.maximum(jnp.fft.irfft(transformed, padded)[: cells + 1], 0)
 
 
@@ -108,14 +109,15 @@ def highest_density_region(counts: Array, density: Array, wanted: Array) -> Regi
     >>> round(float(region.low), 2), round(float(region.high), 2)
     (1.68, 2.96)
     """
+    weights = counts.astype(jnp.float32)
     left, right = density[:-1], density[1:]
     least, most = jnp.minimum(left, right), jnp.maximum(left, right)
 
     def members(level: Array) -> Array:
         whole = jnp.sum(jnp.where(least >= level, counts, 0), dtype=jnp.int32)
         partly = (least < level) & (most >= level)
-        share = jnp.where(partly, (most - level) / jnp.where(partly, most - least, 1), 0)
-        return whole + jnp.sum(share * counts).astype(jnp.int32)
+        share = jnp.where(partly, (most - level) / jnp.where(partly, most - least, 1.0), 0.0)
+        return whole + jnp.sum(share * weights).astype(jnp.int32)
 
     def as_float(pattern: Array) -> Array:
         return jax.lax.bitcast_convert_type(pattern, jnp.float32)
@@ -135,10 +137,11 @@ def highest_density_region(counts: Array, density: Array, wanted: Array) -> Regi
 
     def crossing(cell: Array) -> Array:
         rise = right[cell] - left[cell]
-        return jnp.clip((level - left[cell]) / jnp.where(rise == 0, 1, rise), 0, 1)
+        part = jnp.clip((level - left[cell]) / jnp.where(rise == 0, 1.0, rise), 0, 1)
+        return cell.astype(jnp.float32) + part
 
-    low = first + jnp.where(left[first] >= level, 0, crossing(first))
-    high = last + jnp.where(right[last] >= level, 1, crossing(last))
+    low = jnp.where(left[first] >= level, first.astype(jnp.float32), crossing(first))
+    high = jnp.where(right[last] >= level, last.astype(jnp.float32) + 1, crossing(last))
     # An end on the edge between two cells belongs to the cell inside the region.
     first = jnp.minimum(jnp.floor(low).astype(jnp.int32), counts.size - 1)
     last = jnp.maximum(jnp.ceil(high).astype(jnp.int32) - 1, 0)

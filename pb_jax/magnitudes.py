@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 MAX_TOTAL = 2**31 - 1  # what an int32 counter holds
 
@@ -52,7 +51,7 @@ def magnitudes(tree: Any) -> list[Array]:
     [Array([2., 1.], dtype=float32)]
     """
     values = [jnp.abs(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
-    dtype = jnp.result_type(jnp.float32, *values) if values else jnp.dtype(jnp.float32)
+    dtype = jnp.float64 if any(value.dtype == jnp.float64 for value in values) else jnp.float32
     total = sum(value.size for value in values)
     if total > MAX_TOTAL:
         raise ValueError(f"the tree has {total} weights; at most {MAX_TOTAL} can be counted")
@@ -98,7 +97,7 @@ def extent(values: Sequence[Array], members: Sequence[Array]) -> tuple[Array, Ar
     return low, high
 
 
-def cell_of(value: Array, low: ArrayLike, high: ArrayLike, cells: int) -> Array:
+def cell_of(value: Array, low: Array | float, high: Array | float, cells: int) -> Array:
     """The cell, 0 to cells - 1, of each value on a grid from `low` to `high`; int32.
 
     >>> cell_of(jnp.array([0.0, 0.5, 1.0]), 0.0, 1.0, 4)
@@ -109,7 +108,9 @@ def cell_of(value: Array, low: ArrayLike, high: ArrayLike, cells: int) -> Array:
     return jnp.clip(position.astype(jnp.int32), 0, cells - 1)
 
 
-def histogram(values: Sequence[Array], low: ArrayLike, high: ArrayLike, cells: int) -> Array:
+def histogram(
+    values: Sequence[Array], low: Array | float, high: Array | float, cells: int
+) -> Array:
     """Count the usable magnitudes in [low, high] on `cells` equal cells; int32 of shape (cells,).
 
     >>> histogram([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], 1.0, 3.0, 4)
@@ -169,7 +170,9 @@ def mean(values: Sequence[Array]) -> Array:
         scaled = jnp.where(usable(value), value / counts.high, 0)
         share += jnp.sum(jnp.sum(scaled.reshape(-1, max(value.shape[-1:], default=1)), -1))
     # Rounding must not put the mean of equal values below them.
-    return jnp.clip(share / counts.usable * counts.high, counts.low, counts.high)
+    return jnp.clip(
+        share / counts.usable.astype(share.dtype) * counts.high, counts.low, counts.high
+    )
 
 
 def total_of(parts: Any) -> Array:

@@ -85,9 +85,9 @@ def mask_summary(mask: Any) -> MaskSummary:
         >>> mask = {"b": jnp.array([True]), "w": jnp.array([True, False, False])}
         >>> print(pb_jax.mask_summary(mask))
         leaf     weights    trainable   frozen
-        b              1            1    0.00%
-        w              3            1   66.67%
-        all            4            2   50.00%
+        b             1            1    0.00%
+        w             3            1   66.67%
+        all           4            2   50.00%
     """
     _check_bool_arrays(mask)
     named = {
@@ -116,7 +116,7 @@ def frozen_fraction(mask: Any) -> Array:
     """
     leaves = jax.tree.leaves(mask)
     frozen = mag.total_of(jnp.sum(~leaf, dtype=jnp.int32) for leaf in leaves)
-    return frozen / jnp.float32(max(sum(leaf.size for leaf in leaves), 1))
+    return frozen.astype(jnp.float32) / float(max(sum(leaf.size for leaf in leaves), 1))
 
 
 def zero_gradient_fraction(grads: Any) -> Array:
@@ -137,7 +137,7 @@ def zero_gradient_fraction(grads: Any) -> Array:
     """
     values = mag.magnitudes(grads)
     zero = mag.total_of(jnp.sum(value == 0, dtype=jnp.int32) for value in values)
-    return zero / jnp.float32(max(sum(value.size for value in values), 1))
+    return zero.astype(jnp.float32) / float(max(sum(value.size for value in values), 1))
 
 
 def pack_mask(mask: Any) -> Any:

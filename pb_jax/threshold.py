@@ -210,7 +210,8 @@ def _find_region(counts, low, high, usable, width, method, coverage) -> _Found:
     h = jnp.clip(h, 2, cells / 2).astype(jnp.float32)
     density = kde.density_at_edges(counts, h)
     # The factor keeps float32's rounding of n * coverage from asking for one member more.
-    wanted = jnp.ceil(usable * coverage * (1 - 2e-7)).astype(jnp.int32)
+    n = usable.astype(jnp.float32)
+    wanted = jnp.ceil(n * coverage * (1 - 2e-7)).astype(jnp.int32)
     region = kde.highest_density_region(counts, density, jnp.maximum(wanted, 1))
 
     upto = jnp.minimum(region.high + (region.high - region.low) / 4, cells)
@@ -223,7 +224,7 @@ def _find_region(counts, low, high, usable, width, method, coverage) -> _Found:
         partial=region.partial,
         bandwidth=h * cell,
         grid=low + position * cell,
-        density=jnp.interp(position, jnp.arange(cells + 1), density) / (usable * cell),
+        density=jnp.interp(position, jnp.arange(cells + 1.0), density) / (n * cell),
     )
 
 
@@ -236,11 +237,13 @@ def _split_region(counts) -> tuple[Array, Array, Array, Array]:
     """
     bins, parts = counts.shape
     members = jnp.sum(counts, axis=1, dtype=jnp.int32)
-    shares = members / jnp.maximum(jnp.sum(members, dtype=jnp.int32), 1)
-    centres = (jnp.arange(parts) + 0.5) / parts
-    means = jnp.arange(bins) + jnp.sum(counts * centres, axis=1) / jnp.maximum(members, 1)
+    present = members > 0
+    shares = members.astype(jnp.float32) / jnp.maximum(jnp.sum(members), 1).astype(jnp.float32)
+    centres = jnp.broadcast_to(jnp.arange(0.5, parts) / parts, counts.shape)
+    offsets = jnp.sum(counts.astype(jnp.float32) * centres, axis=1)
+    means = jnp.arange(bins * 1.0) + offsets / jnp.maximum(members, 1).astype(jnp.float32)
     split = otsu_split(shares, means)
-    return split, means[split], shares, jnp.where(members > 0, means, jnp.nan)
+    return split, means[split], shares, jnp.where(present, means, jnp.nan)
 
 
 def _extents_of_cells(groups, low, high, cells, cell, parts=1) -> tuple[Array, Array]:

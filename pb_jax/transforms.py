@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
@@ -26,7 +27,7 @@ class PartialBackpropState(NamedTuple):
         inner_state: state of the wrapped transformation.
     """
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     mask: Any
     threshold: Any
     inner_state: Any
@@ -117,7 +118,7 @@ def partial_backprop(
     if refresh_every is not None:
         check_number("refresh_every", refresh_every, whole=True, least=1)
     if stop_step is not None:
-        start = 0 if isinstance(start_step, jax.core.Tracer) else start_step
+        start = 0 if isinstance(start_step, Tracer) else start_step
         check_number("stop_step", stop_step, whole=True, above=start)
     check_choice("freeze", freeze, FREEZE_MODES)
 
@@ -127,7 +128,7 @@ def partial_backprop(
         return selection.mask, selection.threshold
 
     def init_fn(params: Any) -> PartialBackpropState:
-        threshold = jax.eval_shape(choose, jnp.zeros((), jnp.int32), params, params)[1]
+        threshold = jax.eval_shape(choose, jnp.array(0, jnp.int32), params, params)[1]
         return PartialBackpropState(
             count=jnp.zeros((), jnp.int32),
             mask=_all_true(params),
@@ -137,13 +138,13 @@ def partial_backprop(
 
     def update_fn(
         updates: Any,
-        state: PartialBackpropState,
+        state: Any,
         params: Any = None,
         *,
         rule_updates: Any = None,
         **extra_args: Any,
     ) -> tuple[Any, PartialBackpropState]:
-        count = state.count
+        count: Array = state.count
         seen = updates if rule_updates is None else rule_updates
         since = count - start_step
         due = since == 0 if refresh_every is None else (since >= 0) & (since % refresh_every == 0)
@@ -165,7 +166,7 @@ def partial_backprop(
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if freeze == "updates":
             updates = _where(mask, updates, -0.0)
-        count = optax.safe_increment(count)
+        count = jnp.asarray(optax.safe_increment(count))
         return updates, PartialBackpropState(count, mask, threshold, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -203,7 +204,7 @@ def freeze_elements(
     def init_fn(params: Any) -> FreezeElementsState:
         return FreezeElementsState(_fitted(mask, params), inner.init(params))
 
-    def update_fn(updates: Any, state: FreezeElementsState, params: Any = None, **extra_args: Any):
+    def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any):
         updates = _where(state.mask, updates, 0.0)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         return _where(state.mask, updates, -0.0), FreezeElementsState(state.mask, inner_state)
@@ -236,7 +237,7 @@ def multiply_by_mask(mask: Any) -> optax.GradientTransformation:
     def init_fn(params: Any) -> MultiplyByMaskState:
         return MultiplyByMaskState(_fitted(mask, params))
 
-    def update_fn(updates: Any, state: MultiplyByMaskState, params: Any = None):
+    def update_fn(updates: Any, state: Any, params: Any = None):
         del params
         return _where(state.mask, updates, -0.0), state
 

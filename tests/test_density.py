@@ -28,14 +28,15 @@ def test_density_is_scipys(sample, counts):
     kernel = gaussian_kde(sample)
     found = density_at_edges(counts, jnp.float32(kernel.factor * sample.std(ddof=1)))
     wanted = kernel(np.arange(CELLS + 1)) * sample.size
-    assert np.allclose(found, wanted, rtol=2e-3, atol=1e-5)
+    assert np.allclose(found, wanted, rtol=2e-3, atol=1e-4 * wanted.max())
 
 
 def test_kernels_do_not_reach_round_the_grid():
     counts = jnp.zeros(1024, jnp.int32).at[0].set(1)
-    assert density_at_edges(counts, jnp.float32(512))[-1] < density_at_edges(
-        counts, jnp.float32(512)
-    )[-2]
+    assert (
+        density_at_edges(counts, jnp.float32(512))[-1]
+        < density_at_edges(counts, jnp.float32(512))[-2]
+    )
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.9, 0.99])

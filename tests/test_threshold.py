@@ -104,7 +104,7 @@ def test_subranges_are_the_region_in_equal_parts():
     lo, hi = np.asarray(estimate.region)
     sample = np.asarray(values)
     sample = sample[(sample >= lo) & (sample <= hi)]
-    members, edges = np.histogram(sample, 20, (lo, hi))
+    members, _ = np.histogram(sample, 20, (lo, hi))
     sums, _ = np.histogram(sample, 20, (lo, hi), weights=sample)
     assert np.allclose(estimate.subrange_shares, members / sample.size, atol=1e-7)
     assert np.allclose(estimate.subrange_means, sums / members, rtol=1e-5)
