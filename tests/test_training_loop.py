@@ -15,9 +15,9 @@ import optax
 import pytest
 from flax import nnx
 
-import pb_jax
 from pb_jax.errors import UserError
 from pb_jax.training import DivergedError, metrics
+from pb_jax.training.batches import training_order
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.modules import functional
 from tests.tiny_training import (
@@ -62,7 +62,8 @@ def test_a_line_an_epoch(whole):
     assert [record["step"] for record in records] == [STEPS * e for e in range(1, 7)]
     frozen = [record["frozen_fraction"] for record in records]
     assert frozen[:2] == [0, 0]
-    assert frozen[2:5] == pytest.approx([0.6] * 3, abs=0.01)
+    assert frozen[2] == frozen[3] > 0.2
+    assert frozen[4] > 0.2
     assert frozen[5] == 0  # full training again
     assert [record["threshold"] is None for record in records] == [True] * 2 + [False] * 3 + [True]
     zero = [record["zero_gradient_fraction"] for record in records]
@@ -92,7 +93,7 @@ def test_plain_lines_in_a_pipe(whole):
     assert "\r" not in printed
     assert "\x1b" not in printed
     assert "epoch 3/6" in printed
-    assert "frozen 59." in printed or "frozen 60." in printed
+    assert f"frozen {lines(whole[0])[2]['frozen_fraction']:.1%}  t 2 " in printed
 
 
 def test_latest_and_best_are_kept(whole):
@@ -213,51 +214,35 @@ def test_every_test_example_counts_once(tmp_path):
     assert record["val_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_a_mask_judged_by_several_batches(tmp_path):
-    seen = []
-
-    def rule(grads, params=None, *, key=None):
-        jax.debug.callback(lambda g: seen.append(g), grads)
-        return pb_jax.quantile(0.6)(grads, params, key=key)
-
-    for batches in (1, 3, 999):  # more than there are: all of the epoch
-        freezing = tiny_freezing(rule=rule, batches=batches, start_epoch=2)
-        tiny_fit(tmp_path / str(batches), 2, freezing=freezing)
-    jax.effects_barrier()
-    one, three, every = ({k: np.abs(v) for k, v in g.items()} for g in seen)
-    np.testing.assert_allclose(
-        tiny_mean_magnitudes(3)["head.kernel"], three["head.kernel"], rtol=1e-4, atol=1e-7
-    )
-    assert not np.allclose(one["head.kernel"], three["head.kernel"])
-    assert not np.allclose(every["head.kernel"], three["head.kernel"])
-
-
-def tiny_mean_magnitudes(batches):
-    """Mean of abs(gradient) over batches of epoch 2, at the parameters that epoch 1 leaves."""
-    from pb_jax.training.batches import training_order
-    from tests.tiny_training import tiny_steps
-
-    apply, *_ = functional(Tiny(nnx.Rngs(0)))
-    steps, state = tiny_steps()
+@pytest.mark.parametrize(("batches", "taken"), [(1, 1), (3, 3), (999, STEPS)])
+def test_a_mask_judged_by_several_batches(tmp_path, batches, taken):
+    """The mask is the rule's, of mean abs(gradient) at the parameters that epoch 1 leaves."""
+    freezing = tiny_freezing(batches=batches, start_epoch=2)
+    tiny_fit(tmp_path, 2, freezing=freezing)
+    first, saved = saved_state(tmp_path, 1), saved_state(tmp_path, 2)
     data = tiny_data().train
-    from pb_jax.training.step import Split, Totals
+    apply, params, state = functional(Tiny(nnx.Rngs(0)))
+    params = {name: jnp.asarray(first[f"params.{name}"]) for name in params}
+    for name in ("norm.mean", "norm.var", "drop.rngs.count"):
+        state[name] = jnp.asarray(first[f"model_state.{name}"])
 
-    split = Split(jnp.asarray(data.images), jnp.asarray(data.labels))
-    order = jnp.asarray(training_order(3, 1, len(data.labels), BATCH))
-    step = jax.jit(steps.train)
-    totals = Totals.empty()
-    for _ in range(STEPS):
-        state, totals = step(state, totals, split, order)
+    @jax.jit
+    @jax.grad
+    def gradient(params, rows):
+        x = (data_images[rows].astype(jnp.float32) / 255 - MEAN[0]) / STD[0]
+        logits, _ = apply(params, state, x, train=True)
+        labels = jnp.asarray(data.labels)[rows]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
-    def loss(params, rows):
-        x = (data.images[rows].astype(np.float32) / 255 - MEAN[0]) / STD[0]
-        logits, _ = apply(params, state.model_state, jnp.asarray(x), train=True)
-        chosen = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels[rows])
-        return jnp.mean(chosen)
-
-    rows = training_order(3, 2, len(data.labels), BATCH)[:batches]
-    grads = [jax.grad(loss)(state.params, row) for row in rows]
-    return jax.tree.map(lambda *g: np.mean(np.abs(g), axis=0), *grads)
+    data_images = jnp.asarray(data.images)
+    rows = training_order(3, 2, len(data.labels), BATCH)[:taken]
+    grads = [gradient(params, row) for row in rows]
+    judged = jax.tree.map(lambda *g: np.mean(np.abs(g), axis=0), *grads)
+    wrong = 0
+    for name, magnitude in judged.items():
+        near = np.abs(magnitude / 1e-2 - 2.0) < 1e-3  # may fall on either side
+        wrong += np.sum((saved[f"opt_state.mask.{name}"] != (magnitude / 1e-2 > 2.0)) & ~near)
+    assert wrong == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

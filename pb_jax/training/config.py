@@ -61,7 +61,7 @@ _POSITIVE: tuple[Callable[[float], bool], str] = (lambda v: v > 0, "a number abo
 _SHARE: tuple[Callable[[float], bool], str] = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 KEYS: Mapping[str, Key] = {
-    "seed": _whole(0, 0, "of the initial weights, the order of the batches and random masks"),
+    "seed": _whole(0, 0, "of initial weights, order of batches, random masks"),
     "epochs": _whole(110, 1, "epochs in all; a finished run may be given more"),
     "batch_size": _whole(100, 1, "examples a step; the last, smaller batch is left out"),
     "model.name": _text("lenet5", "the network, see models/"),
@@ -288,5 +288,5 @@ def describe_keys() -> str:
         default = "-" if key.default is None else str(key.default)
         lines.append(f"  {name:<25} {default:<14} {key.help}")
         if key.allowed.startswith("one of "):
-            lines.append(f"{'':<28} {key.allowed.removeprefix('one of ')}")
+            lines.append(f"{'':<12} {key.allowed.removeprefix('one of ')}")
     return "\n".join(lines)

@@ -71,14 +71,15 @@ class Progress:
         left = (self._steps - steps) / rate if rate else float("inf")
         whole = self._whole_run(left)
         full = round(_BAR * steps / self._steps)
+        wide = shutil.get_terminal_size().columns >= 95
+        bar = self._paint("━" * full, "─" * (_BAR - full)) + " " if wide else ""
         parts = [
-            f"epoch {self._epoch}/{self._epochs} " + self._paint("━" * full, "─" * (_BAR - full)),
-            f"{steps}/{self._steps}",
-            f"{clock(left)} left" + (f", {clock(whole)} of the run" if whole else ""),
-            f"{rate * self._batch_size:,.0f}/s",
+            f"epoch {self._epoch}/{self._epochs} {bar}{steps}/{self._steps}",
             f"loss {loss:.3f}",
             f"{accuracy:.1%}",
             *([f"frozen {self.frozen:.1%}"] if self.frozen else []),
+            f"{rate * self._batch_size:,.0f}/s",
+            f"left {clock(left)}" + (f", {clock(whole)} in all" if whole else ""),
         ]
         self._draw("  ".join(parts))
 
