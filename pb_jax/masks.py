@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,6 +72,18 @@ class MaskSummary(LeafSummary):
         return "\n".join(lines)
 
 
+def leaf_name(path: Sequence[Any]) -> str:
+    """A leaf's path as a name: "conv1.kernel", also where flax.nnx keeps a variable's `value`.
+
+    >>> [(path, _)] = jax.tree.leaves_with_path({"conv1": {"kernel": 1}})
+    >>> leaf_name(path)
+    'conv1.kernel'
+    """
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+
+
 def mask_summary(mask: Any) -> MaskSummary:
     """Count what trains and what is frozen, per leaf and overall, as Python numbers.
 
@@ -90,10 +103,7 @@ def mask_summary(mask: Any) -> MaskSummary:
         all           4            2   50.00%
     """
     _check_bool_arrays(mask)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree.leaves_with_path(mask)
-    }
+    named = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(mask)}
     trainable = jax.device_get(
         {name: jnp.sum(leaf, dtype=jnp.int32) for name, leaf in named.items()}
     )
@@ -191,5 +201,5 @@ def unpack_mask(packed: Any) -> Any:
 def _check_bool_arrays(mask: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(mask):
         if not (hasattr(leaf, "shape") and leaf.dtype == jnp.bool_):
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            where = leaf_name(path)
             raise TypeError(f"a mask must hold bool arrays, got {leaf!r}{where and f' at {where}'}")

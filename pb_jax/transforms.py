@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
+from pb_jax.masks import leaf_name
 from pb_jax.rules import Rule, kde_otsu
 
 FREEZE_MODES = ("updates", "gradients")
@@ -277,7 +278,7 @@ def _check_bool(mask: Any) -> None:
     for path, leaf in jax.tree.leaves_with_path(mask):
         dtype = jnp.result_type(leaf)
         if dtype != jnp.bool_:
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            where = leaf_name(path)
             raise TypeError(f"mask must be bool, got {dtype}{f' at {where}' if where else ''}")
 
 
@@ -290,7 +291,7 @@ def _fitted(mask: Any, params: Any) -> Any:
     def fit(path: Any, param: Any, trains: Any) -> Array:
         shape = jnp.shape(param)
         if jnp.shape(trains) not in ((), shape):
-            where = jax.tree_util.keystr(path, simple=True, separator=".")
+            where = leaf_name(path)
             raise ValueError(
                 f"mask must have the parameter's shape {shape} or be one bool, "
                 f"got {np.shape(trains)}{f' at {where}' if where else ''}"
