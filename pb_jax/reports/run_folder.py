@@ -1,0 +1,237 @@
+"""What the figures are drawn from: a run's folder, read and checked."""
+
+import dataclasses
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pb_jax.errors import UserError
+
+_CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "frozen_fraction")
+_LEAF_COUNTS = ("leaf_sizes", "leaf_frozen", "leaf_zeros", "leaf_nonfinite")
+_ESTIMATE = ("region", "bandwidth", "grid", "density", "subrange_means", "subrange_shares")
+# Their threshold is one of weights, which has no place among gradients.
+_RULES_BY_WEIGHT = frozenset({"weight_magnitude"})
+
+
+class Estimate(NamedTuple):
+    """Of rules that estimate a density; as in `pb_jax.ThresholdEstimate`."""
+
+    region: np.ndarray
+    bandwidth: float
+    grid: np.ndarray
+    density: np.ndarray
+    subrange_means: np.ndarray
+    subrange_shares: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """What was seen when a mask was made.
+
+    Attributes:
+        step: the update that it was made in, from 1.
+        epoch: in which that was.
+        learning_rate: α.
+        frozen_fraction: share of all weights.
+        threshold: t in units of x = abs(gradient) / α. NaN: none, one a leaf, or not of gradients.
+        leaf_thresholds: (leaves,), t of each leaf; NaN where there is none.
+        names: of the leaves, in network order, as are the following.
+        sizes: (leaves,), numbers of weights.
+        frozen: (leaves,), of them frozen.
+        zeros: (leaves,), gradients that were zero.
+        nonfinite: (leaves,), NaN or infinite gradients.
+        counts: (leaves, bins), histograms of the other x.
+        edges: (bins + 1,), of the bins.
+        estimate: None for rules that make none.
+    """
+
+    step: int
+    epoch: int
+    learning_rate: float
+    frozen_fraction: float
+    threshold: float
+    leaf_thresholds: np.ndarray
+    names: tuple[str, ...]
+    sizes: np.ndarray
+    frozen: np.ndarray
+    zeros: np.ndarray
+    nonfinite: np.ndarray
+    counts: np.ndarray
+    edges: np.ndarray
+    estimate: Estimate | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, finished or not.
+
+    Attributes:
+        model: its name.
+        dataset: its name.
+        freeze: the `freeze` part of the configuration.
+        curves: (epochs,) each, by the key of `metrics.jsonl`, `epoch` among them; NaN for null.
+        masks: in the order in which they were made.
+    """
+
+    model: str
+    dataset: str
+    freeze: Mapping[str, Any]
+    curves: Mapping[str, np.ndarray]
+    masks: tuple[Mask, ...]
+
+    @property
+    def rule(self) -> str:
+        """What chose the weights to freeze."""
+        return self.freeze["rule"]
+
+    @property
+    def title(self) -> str:
+        """Network and data, as figures call the run."""
+        return f"{self.model} on {self.dataset}"
+
+
+def read_run(workdir: Path) -> Run:
+    """Read what the figures need.
+
+    Args:
+        workdir: a run's folder.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"there is no folder {workdir}; give the --workdir of a run of train.py")
+    model, dataset, freeze = _read_config(workdir / "config.json")
+    paths = sorted(workdir.glob("mask_step_*.npz"))
+    masks = [read_mask(path, rule=freeze["rule"]) for path in paths]
+    return Run(
+        model=model,
+        dataset=dataset,
+        freeze=freeze,
+        curves=_read_curves(workdir / "metrics.jsonl"),
+        masks=tuple(sorted(masks, key=lambda mask: mask.step)),
+    )
+
+
+def read_mask(path: Path, *, rule: str) -> Mask:
+    """Read a `mask_step_*.npz`, in the format that `pb_jax.training` describes.
+
+    Args:
+        path: the file.
+        rule: that made the mask.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        content = _arrays(path)
+        names = tuple(map(str, content["leaf_names"]))
+        counts = {key: content[key].astype(np.int64) for key in _LEAF_COUNTS}
+        histograms, edges = content["hist_counts"], content["hist_edges"]
+        threshold = float(content.get("threshold", math.nan))
+        if rule in _RULES_BY_WEIGHT:
+            threshold, leaf_thresholds = math.nan, np.full(len(names), math.nan)
+        else:
+            leaf_thresholds = content.get("leaf_thresholds", np.full(len(names), threshold))
+        shapes = {**{key: (len(names),) for key in counts}, "leaf_thresholds": (len(names),)}
+        for key, value in {**counts, "leaf_thresholds": leaf_thresholds}.items():
+            if value.shape != shapes[key]:
+                raise ValueError(f"{key} has shape {value.shape}, not {shapes[key]}")
+        if not names or histograms.shape != (len(names), edges.size - 1):
+            raise ValueError(f"hist_counts has shape {histograms.shape} for {len(names)} leaves")
+        return Mask(
+            step=int(content["step"]),
+            epoch=int(content["epoch"]),
+            learning_rate=float(content["learning_rate"]),
+            frozen_fraction=float(content["frozen_fraction"]),
+            threshold=threshold,
+            leaf_thresholds=leaf_thresholds.astype(float),
+            names=names,
+            sizes=counts["leaf_sizes"],
+            frozen=counts["leaf_frozen"],
+            zeros=counts["leaf_zeros"],
+            nonfinite=counts["leaf_nonfinite"],
+            counts=histograms.astype(np.int64),
+            edges=edges.astype(float),
+            estimate=_estimate(content),
+        )
+    except KeyError as error:
+        raise _damaged(path, f"it lacks {error}") from error
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no .npz archive")
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _estimate(content: Mapping[str, np.ndarray]) -> Estimate | None:
+    if "density" not in content:
+        return None
+    values = {key: content[key].astype(float) for key in _ESTIMATE}
+    for first, second in (("grid", "density"), ("subrange_means", "subrange_shares")):
+        if values[first].ndim != 1 or values[first].shape != values[second].shape:
+            raise ValueError(f"{first} and {second} differ in shape")
+    if values["region"].shape != (2,):
+        raise ValueError(f"region has shape {values['region'].shape}, not (2,)")
+    return Estimate(**{**values, "bandwidth": float(values["bandwidth"])})
+
+
+def _read_config(path: Path) -> tuple[str, str, dict[str, Any]]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        freeze = {"stop_epoch": None, "batches": 1, **config["freeze"]}
+        return (
+            str(config["model"]["name"]),
+            str(config["dataset"]["name"]),
+            {
+                **freeze,
+                "rule": str(freeze["rule"]),
+            },
+        )
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except KeyError as error:
+        raise _damaged(path, f"it lacks {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_curves(path: Path) -> dict[str, np.ndarray]:
+    from pb_jax.training import metrics
+
+    if not path.exists():
+        raise _missing(path)
+    try:
+        records = metrics.read(path)
+        curves = {
+            key: np.array(
+                [math.nan if record[key] is None else float(record[key]) for record in records]
+            )
+            for key in ("epoch", *_CURVES)
+        }
+    except KeyError as error:
+        raise _damaged(path, f"a line lacks {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if not records:
+        raise UserError(f"{path} is empty: no epoch of the run has ended yet")
+    return curves
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"there is no {path}; is {path.parent} the --workdir of a run of train.py?")
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({why}); no figure can be drawn from it")
