@@ -27,6 +27,7 @@ paper calls validation ("val"). DIR holds at the end:
   tensorboard/     the metrics once more
 """
 
+import re
 import shlex
 import signal
 import sys
@@ -164,33 +165,40 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_string("workdir", None, "where to write", flag_values=values)
     flags.DEFINE_boolean("debug", False, "show stack traces", flag_values=values)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
-    _check_config_file(argv)
+    path = _config_file(argv)
     try:
         rest = values(list(argv))[1:]
     except flags.Error as error:
         message = str(error).replace("flag --", "").strip()
         raise UserError(f"{message}\nSee python train.py --help.") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # in the file itself
-        raise UserError(f"in the config file: {str(error).strip()}") from error
+    except Exception as error:  # a config file is a program: anything may go wrong in it
+        raise UserError(f"in the config file {path}: {_in_short(error)}") from error
     if rest:
         raise UserError(f"{rest[0]!r} is no flag; see python train.py --help")
-    name = config_flags.get_config_filename(values["config"]).partition(":")[0]
-    workdir = values["workdir"].value or Path("runs") / Path(name).stem
+    workdir = values["workdir"].value or Path("runs") / path.stem
     return Command(values["config"].value, Path(workdir))
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
-    known = ", ".join(
-        sorted(f"configs/{p.name}" for p in CONFIGS.glob("*_*.py") if p.stem[0] != "_")
-    )
+def _config_file(argv: Sequence[str]) -> Path:
+    """The file that `--config` names, without arguments after a colon."""
+    known = ", ".join(sorted(f"configs/{path.name}" for path in CONFIGS.glob("*_pb.py")))
     for position, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
-            path = value if equals else "".join(argv[position + 1 : position + 2])
-            if not Path(path.partition(":")[0]).is_file():
-                raise UserError(f"there is no config file {path!r}; there are {known}")
-            return
+            name = value if equals else "".join(argv[position + 1 : position + 2])
+            path = Path(name.partition(":")[0])
+            if not path.is_file():
+                raise UserError(f"there is no config file {name!r}; there are {known}")
+            return path
     raise UserError(f"say which experiment with --config FILE; there are {known}")
+
+
+def _in_short(error: Exception) -> str:
+    """An error of a config file, without the dump of all keys that ml_collections adds."""
+    if unknown := re.search(r'Key "([^"]+)" does not exist', str(error)):
+        hint = re.search(r'Did you mean "([^"]+)"', str(error))
+        return f"unknown key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+    return f"{type(error).__name__}: {str(error).strip()}"
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -203,27 +211,33 @@ def main(argv: Sequence[str]) -> int:
     0: done; 1: the loss diverged; 2: something the user can mend; 130, 143: stopped by Ctrl-C or
     SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _main(argv)
+    except (KeyboardInterrupt, TerminatedError) as stop:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"\nstopped; this resumes it:\n  python {shlex.join(argv)}", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+
+
+def _main(argv: Sequence[str]) -> int:
     from pb_jax import training
 
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(f"{__doc__}\nKeys of a configuration, with their defaults (-: see config.json):\n")
-        print(training.describe_keys())
+        print(
+            f"{__doc__}\nKeys of a configuration and their defaults (-: none, or the rule's own):"
+        )
+        print(f"\n{training.describe_keys()}")
         return 0
-    debug = "--debug" in argv
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         command = parse(argv)
         summary = train_and_evaluate(command.config, command.workdir)
     except UserError as error:
-        if debug:
+        if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, training.DivergedError) else 2
-    except (KeyboardInterrupt, TerminatedError) as stop:
-        if debug:
-            traceback.print_exc()
-        print(f"\nstopped; this resumes it:\n  python {shlex.join(argv)}", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
     print(f"\n{training.metrics.table(summary)}\n\n{describe_files(command.workdir)}")
     return 0
 

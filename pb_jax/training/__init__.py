@@ -19,8 +19,7 @@ epoch's batches: the paper's frozen ratio |
   | `threshold` | t of the mask, in units of x = abs(gradient) / α; null: no mask, or one t a leaf |
   | `learning_rate` | of the epoch |
   | `examples_per_second` | of training, without evaluation |
-  | `seconds` | with evaluation, without the checkpoint; where a mask is made, with the \
-compilation of that step |
+  | `seconds` | with evaluation, without compiling and without the checkpoint |
 
 - `summary.json`: final and best accuracy, the last mask's frozen share and threshold, number of
   parameters, seconds (the sum of the epochs'), versions. It is written when the run ends.

@@ -288,5 +288,5 @@ def describe_keys() -> str:
         default = "-" if key.default is None else str(key.default)
         lines.append(f"  {name:<25} {default:<14} {key.help}")
         if key.allowed.startswith("one of "):
-            lines.append(f"{'':<12} {key.allowed.removeprefix('one of ')}")
+            lines.append(f"      {key.allowed}")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The training loop: full training, a mask, partial backpropagation, checkpoints, metrics."""
 
+import functools
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from pb_jax.files import finite
 from pb_jax.training import mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.freezing import Freezing
-from pb_jax.training.modules import functional
+from pb_jax.training.modules import Apply, Arrays, functional
 from pb_jax.training.progress import Progress
 from pb_jax.training.runner import DataLike, NotFiniteError, Runner, check_finite, means
 from pb_jax.training.step import Steps, TrainState, threshold_of
@@ -83,6 +84,7 @@ def fit(
     try:
         apply, params, model_state = functional(model)
         weights = sum(leaf.size for leaf in params.values())
+        _check_shapes(apply, params, model_state, data)
         steps = Steps(
             apply,
             optimizer,
@@ -102,7 +104,7 @@ def fit(
                 compiler_options=compiler_options,
                 progress=progress,
             )
-            runner.compile(state)
+            runner.compile(state, freezing, range(len(records) + 1, epochs + 1))
             sizes = {name: leaf.size for name, leaf in params.items()}
             del params, model_state  # donated with the first step
             board = metrics.TensorBoard(workdir / "tensorboard", len(records))
@@ -130,6 +132,17 @@ def fit(
     finally:
         progress.close()
         checkpoints.close()
+
+
+def _check_shapes(apply: Apply, params: Arrays, model_state: Arrays, data: DataLike) -> None:
+    """Find out before compiling that a model is made for other images."""
+    shape = data.train.images.shape[1:]
+    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    try:
+        jax.eval_shape(functools.partial(apply, train=False), params, model_state, images)
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"the model cannot take images of shape {shape}: {reason}") from error
 
 
 def _resume(

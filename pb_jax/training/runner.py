@@ -1,8 +1,10 @@
 """An epoch's work on a device: the compiled functions, and the data that they read."""
 
 import collections
+import concurrent.futures
 import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -19,7 +21,6 @@ from pb_jax.training.step import (
     Steps,
     Totals,
     TrainState,
-    compiled,
     frozen_counts,
 )
 
@@ -102,25 +103,51 @@ class Runner:
         rows = jnp.asarray(evaluation_order(self.test_examples, min(batch_size, 1000)))
         self._eval_rows = rows if scan else list(rows)
         self._scan = scan
-        self._compile = functools.partial(compiled, compiler_options=compiler_options)
+        self._compiler_options = compiler_options
+        self._compiled: dict[str, Callable[..., Any]] = {}
         self._frozen_counts = jax.jit(frozen_counts)
 
-    def compile(self, state: TrainState) -> None:
-        """Compile what every epoch needs."""
-        self.progress.status("compiling the training step")
-        totals, order = Totals.empty(), self._order(0, 1)
-        steps = self.steps
-        arguments = (state, totals, self.train_data, order)
-        self._train = self._compile(steps.train, *arguments, donate=0)
+    def compile(self, state: TrainState, freezing: Freezing | None, epochs: range) -> None:
+        """Compile what these epochs need, all at once: XLA compiles one function on one core."""
+        began = time.monotonic()
+        self.progress.status("compiling")
+        steps, compilation = self.steps, self._compilation
+        order = self._order(0, 1)
+        arguments = (state, Totals.empty(), self.train_data, order)
+        jobs = {"train": compilation(steps.train, *arguments, donate=True)}
         if self._scan and self.steps_per_epoch > 1:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
             many = functools.partial(steps.train_many, count=self.steps_per_epoch - 1)
-            self._train_rest = self._compile(many, *arguments, donate=0)
+            jobs["rest"] = compilation(many, *arguments, donate=True)
         evaluate = steps.evaluate_many if self._scan else steps.evaluate
-        rows = self._eval_rows if self._scan else self._eval_rows[0]
-        self._evaluate = self._compile(
-            evaluate, state.params, state.model_state, _no_examples(), self.test_data, rows
+        jobs["evaluate"] = compilation(
+            evaluate,
+            state.params,
+            state.model_state,
+            _no_examples(),
+            self.test_data,
+            self._eval_rows if self._scan else self._eval_rows[0],
         )
+        if freezing is not None and any(map(freezing.makes_mask, epochs)):
+            judged = ()
+            if freezing.batches > 1:
+                judged = (state.params,)
+                row, weight = jnp.int32(0), jnp.float32(0)
+                jobs["magnitudes"] = compilation(
+                    steps.add_magnitudes,
+                    state.params,
+                    state,
+                    self.train_data,
+                    order,
+                    row,
+                    weight,
+                    donate=True,
+                )
+            jobs["mask"] = compilation(steps.mask, *arguments, *judged, donate=True)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            running = {name: pool.submit(job) for name, job in jobs.items()}
+            self._compiled = {name: job.result() for name, job in running.items()}
+        self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
 
     def train(
         self, state: TrainState, epoch: int, seed: int, freezing: Freezing | None
@@ -128,29 +155,34 @@ class Runner:
         """One epoch."""
         totals, order = Totals.empty(), self._order(seed, epoch)
         report = None
-        pending: collections.deque[Totals] = collections.deque()
         if freezing is not None and freezing.releases(epoch):
             state = jax.jit(self.steps.release, donate_argnums=0)(state)
         if freezing is not None and freezing.makes_mask(epoch):
             state, totals, report = self._mask(state, totals, order, freezing.batches)
         else:
-            state, totals = self._train(state, totals, self.train_data, order)
+            state, totals = self._compiled["train"](state, totals, self.train_data, order)
         if self._scan and self.steps_per_epoch > 1:
-            state, totals = self._train_rest(state, totals, self.train_data, order)
+            state, totals = self._compiled["rest"](state, totals, self.train_data, order)
             return state, totals, report
+        pending = collections.deque([totals])
         for _ in range(1, self.steps_per_epoch):
-            pending.append(totals)
             if len(pending) == _IN_FLIGHT:
                 self._show(pending.popleft(), report)
-            state, totals = self._train(state, totals, self.train_data, order)
+            state, totals = self._compiled["train"](state, totals, self.train_data, order)
+            pending.append(totals)
         return state, totals, report
 
     def evaluate(self, state: TrainState) -> tuple[float, float]:
         """Mean loss and accuracy on the test split."""
         totals = _no_examples()
-        rows = [self._eval_rows] if self._scan else self._eval_rows
-        for batch in rows:
-            totals = self._evaluate(state.params, state.model_state, totals, self.test_data, batch)
+        pending = collections.deque([totals])
+        for rows in [self._eval_rows] if self._scan else self._eval_rows:
+            if len(pending) == _IN_FLIGHT:
+                pending.popleft().loss.block_until_ready()
+            totals = self._compiled["evaluate"](
+                state.params, state.model_state, totals, self.test_data, rows
+            )
+            pending.append(totals)
         loss, correct = jax.device_get(totals)
         return float(loss) / self.test_examples, int(correct) / self.test_examples
 
@@ -161,21 +193,30 @@ class Runner:
     def _mask(
         self, state: TrainState, totals: Totals, order: jax.Array, batches: int
     ) -> tuple[TrainState, Totals, MaskReport]:
-        self.progress.status("compiling the step that makes the mask")
         judged = ()
         if batches > 1:
             batches = min(batches, self.steps_per_epoch)
             total = jax.tree.map(jnp.zeros_like, state.params)
-            weight = jnp.float32(1 / batches)
-            arguments = (state, self.train_data, order)
-            add = self._compile(
-                self.steps.add_magnitudes, total, *arguments, jnp.int32(0), weight, donate=0
-            )
             for row in range(batches):
-                total = add(total, *arguments, jnp.int32(row), weight)
+                total = self._compiled["magnitudes"](
+                    total, state, self.train_data, order, jnp.int32(row), jnp.float32(1 / batches)
+                )
             judged = (total,)
-        arguments = (state, totals, self.train_data, order, *judged)
-        return self._compile(self.steps.mask, *arguments, donate=0)(*arguments)
+        return self._compiled["mask"](state, totals, self.train_data, order, *judged)
+
+    def _compilation(
+        self, function: Callable[..., Any], *arguments: Any, donate: bool = False
+    ) -> Callable[[], Any]:
+        """The call that compiles `function`, which may donate its first argument."""
+        return (
+            jax.jit(
+                function,
+                donate_argnums=(0,) if donate else (),
+                compiler_options=self._compiler_options,
+            )
+            .lower(*arguments)
+            .compile
+        )
 
     def _order(self, seed: int, epoch: int) -> jax.Array:
         return jnp.asarray(training_order(seed, epoch, self.examples, self.batch_size))

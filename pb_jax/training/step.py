@@ -6,7 +6,7 @@ convolutions inside a loop are slow), or many under one `lax.scan` (on accelerat
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -311,18 +311,6 @@ def zero_share(grads: Arrays, mask: Arrays | None) -> jax.Array:
         zeros = jax.tree.map(lambda zero, trains: zero | ~trains, zeros, mask)
     counts = [jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(zeros)]
     return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / total
-
-
-def compiled(
-    function: Callable[..., Any],
-    *arguments: Any,
-    donate: int | None = None,
-    compiler_options: dict[str, Any] | None = None,
-) -> Callable[..., Any]:
-    """Compile for these arguments, ahead of the first call, so that the first is not slow."""
-    donated = () if donate is None else (donate,)
-    jitted = jax.jit(function, donate_argnums=donated, compiler_options=compiler_options)
-    return jitted.lower(*arguments).compile()
 
 
 def _position(state: TrainState, order: jax.Array) -> jax.Array:
