@@ -53,7 +53,10 @@ def _uniform(fan_in: int) -> nnx.Initializer:
 
     def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        # The generator is compiled for each size, slowly: few sizes, cut to shape.
+        size = math.prod(shape)
+        drawn = jax.random.uniform(key, (1 << (size - 1).bit_length(),), dtype, -bound, bound)
+        return jax.lax.slice(drawn, (0,), (size,)).reshape(shape)
 
     return initializer
 
@@ -146,8 +149,9 @@ class BatchNorm(nnx.Module):
         var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
         keep = self.momentum
         fresh_mean, fresh_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))
-        self.mean[...] = keep * self.mean[...] + (1 - keep) * fresh_mean
-        self.var[...] = keep * self.var[...] + (1 - keep) * fresh_var
+        # Not [...] = : that compares shardings, which takes ever longer in a long trace.
+        self.mean.set_value(keep * self.mean[...] + (1 - keep) * fresh_mean)
+        self.var.set_value(keep * self.var[...] + (1 - keep) * fresh_var)
         return mean, var
 
 

@@ -132,7 +132,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: no such file")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         from safetensors.numpy import load_file
 

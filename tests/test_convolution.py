@@ -1,0 +1,163 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+from models.convolution import compiler_options, convolution, materialised
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Images, kernel, strides, padding.
+CASES = {
+    "narrow": ((2, 9, 7, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))),
+    "to fewer": ((2, 9, 7, 40), (3, 3, 40, 33), (1, 1), ((1, 1), (1, 1))),
+    "to more": ((2, 9, 7, 33), (3, 3, 33, 40), (1, 1), ((1, 1), (1, 1))),
+    "bottleneck": ((2, 8, 8, 48), (3, 3, 48, 12), (1, 1), ((1, 1), (1, 1))),
+    "uneven padding, to more": ((2, 9, 7, 33), (3, 2, 33, 40), (1, 1), ((0, 2), (1, 0))),
+    "wide padding": ((2, 9, 7, 40), (3, 3, 40, 33), (1, 1), ((3, 3), (3, 4))),
+    "valid": ((2, 9, 7, 40), (4, 3, 40, 33), (1, 1), "VALID"),
+    "colours": ((2, 9, 7, 3), (5, 3, 3, 33), (1, 1), "SAME"),
+    "colours strided": ((2, 9, 7, 3), (5, 3, 3, 33), (2, 1), "VALID"),
+    "grey": ((3, 12, 12, 1), (5, 5, 1, 8), (1, 1), "VALID"),
+    "tiny": ((2, 2, 2, 5), (3, 3, 5, 4), (2, 1), ((1, 1), (1, 1))),
+    "pixel": ((2, 1, 1, 5), (3, 3, 5, 4), (1, 1), ((1, 1), (1, 1))),
+    "pointwise": ((2, 9, 7, 5), (1, 1, 5, 4), (1, 1), "VALID"),
+    "pointwise strided": ((2, 9, 7, 5), (1, 1, 5, 4), (2, 3), ((1, 0), (0, 2))),
+    "strided even": ((2, 8, 8, 40), (3, 3, 40, 48), (2, 2), ((1, 1), (1, 1))),
+    "strided odd": ((2, 9, 7, 40), (3, 2, 40, 48), (2, 1), "SAME"),
+}
+
+
+def arrays(images, kernel, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 2)
+    return [
+        jax.random.normal(key, shape).astype(dtype)
+        for key, shape in zip(keys, (images, kernel), strict=True)
+    ]
+
+
+def values_and_gradients(functions, x, kernel, settings):
+    @functools.partial(jax.jit, compiler_options=compiler_options("cpu"))
+    def run(x, kernel):
+        results = []
+        for function in functions:
+            y, back = jax.vjp(functools.partial(function, **settings), x, kernel)
+            cotangent = jax.random.normal(jax.random.key(1), y.shape).astype(y.dtype)
+            results.append((y, *back(cotangent)))
+        return results
+
+    return run(x, kernel)
+
+
+def assert_close(ours, stock, tolerance):
+    for got, wanted in zip(ours, stock, strict=True):
+        assert got.dtype == wanted.dtype
+        assert got.shape == wanted.shape
+        got, wanted = np.asarray(got, np.float32), np.asarray(wanted, np.float32)
+        np.testing.assert_allclose(got, wanted, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_the_stock_one(case):
+    images, kernel, strides, padding = CASES[case]
+    settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
+    x, kernel = arrays(images, kernel)
+    both = (convolution, lax.conv_general_dilated)
+    ours, stock = values_and_gradients(both, x, kernel, settings)
+    assert_close(ours, stock, 2e-6)
+
+
+@pytest.mark.parametrize("case", ["to fewer", "tiny", "pointwise"])
+def test_bfloat16_within_its_rounding(case):
+    images, kernel, strides, padding = CASES[case]
+    settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
+    x, kernel = arrays(images, kernel, jnp.bfloat16)
+    (ours,) = values_and_gradients([convolution], x, kernel, settings)
+    wide = (x.astype(jnp.float32), kernel.astype(jnp.float32))
+    (exact,) = values_and_gradients([lax.conv_general_dilated], *wide, settings)
+    exact = [value.astype(jnp.bfloat16) for value in exact]
+    assert_close(ours, exact, 2**-7)
+
+
+def test_what_is_not_plain_goes_to_the_stock_one():
+    x, kernel = arrays((2, 8, 8, 4), (3, 3, 2, 6))
+    settings = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": NHWC}
+    grouped = convolution(x, kernel, feature_group_count=2, **settings)
+    wanted = lax.conv_general_dilated(x, kernel, feature_group_count=2, **settings)
+    np.testing.assert_array_equal(grouped, wanted)
+
+    x, kernel = arrays((2, 8, 8, 4), (3, 3, 4, 6))
+    dilated = convolution(x, kernel, rhs_dilation=(2, 2), **settings)
+    wanted = lax.conv_general_dilated(x, kernel, rhs_dilation=(2, 2), **settings)
+    np.testing.assert_array_equal(dilated, wanted)
+
+    # Without dimension numbers lax means NCHW, OIHW.
+    x, kernel = arrays((2, 4, 8, 7), (6, 4, 3, 3))
+    wanted = lax.conv_general_dilated(x, kernel, (1, 1), "SAME")
+    np.testing.assert_array_equal(convolution(x, kernel, (1, 1), "SAME"), wanted)
+
+
+def test_batched_over_kernels():
+    x, kernels = arrays((2, 6, 6, 32), (3, 3, 3, 32, 33))
+
+    def gradient(function, kernel):
+        def loss(kernel):
+            return jnp.sum(
+                jnp.sin(function(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC)) ** 2
+            )
+
+        return jax.grad(loss)(kernel)
+
+    together = jax.jit(jax.vmap(functools.partial(gradient, convolution)))(kernels)
+    each = jnp.stack([gradient(lax.conv_general_dilated, kernel) for kernel in kernels])
+    np.testing.assert_allclose(together, each, atol=1e-5 * float(jnp.abs(each).max()))
+
+
+def lowered(platforms):
+    x, kernel = arrays((2, 8, 8, 40), (3, 3, 40, 33))
+
+    def loss(x, kernel):
+        return jnp.sum(convolution(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC) ** 2)
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    return export.export(program, platforms=platforms)(x, kernel).mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("platform", "barriers", "products"),
+    [("cpu", True, True), ("cuda", False, False), ("tpu", False, False)],
+)
+def test_the_platform_decides(platform, barriers, products):
+    text = lowered([platform])
+    assert ("optimization_barrier" in text) is barriers
+    assert ("dot_general" in text) is products
+    assert "stablehlo.convolution" in text
+
+
+def test_one_program_for_all_platforms():
+    text = lowered(["cpu", "cuda", "tpu"])
+    assert "optimization_barrier" in text
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_no_compiler_options_elsewhere(platform):
+    assert compiler_options(platform) == {}
+
+
+def test_barriers_survive_compilation_with_the_options():
+    def compiled(options):
+        function = jax.jit(lambda x: materialised(x * 2.0) + 1.0, compiler_options=options)
+        return function.lower(jnp.ones(8)).compile().as_text()
+
+    assert "opt-barrier" in compiled(compiler_options("cpu"))
+    assert "opt-barrier" not in compiled(None)
+
+
+def test_materialised_is_the_identity_with_its_gradient():
+    x = jnp.arange(3.0)
+    y, back = jax.vjp(materialised, x)
+    np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(back(x + 1.0)[0], x + 1.0)
