@@ -97,7 +97,12 @@ def _histogram(
     axes.set_ylim(0, max(1.08 * counts.max(), 1))
     if not counts.any():
         axes.text(
-            0.5, 0.5, "every gradient is zero", ha="center", va="center", transform=axes.transAxes
+            0.5,
+            0.5,
+            "no gradient that is finite and not 0",
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
         )
     smaller = counts[edges[1:] <= span[0]].sum()
     if smaller:
@@ -114,8 +119,8 @@ def _all_histogram(axes: Axes, run: Run, mask: Mask, estimate: Estimate | None) 
     _histogram(axes, mask.edges, counts, mask.threshold, span)
     if estimate is not None:
         low, high = estimate.region
-        strip = {**style.REGION_SHADE, "alpha": 0.8}  # along the top: it overlaps the frozen side
-        axes.axvspan(max(low, span[0]), high, 0.975, 1, **strip)
+        # A strip along the top, since it overlaps the frozen side.
+        axes.axvspan(max(low, span[0]), high, 0.97, 1, **style.REGION_SHADE)
     total = mask.sizes.sum()
     nonfinite = mask.nonfinite.sum()
     axes.set_title(

@@ -20,13 +20,13 @@ DATA = "#0072B2"
 DATA_2 = "#D55E00"
 DATA_3 = "#009E73"
 FROZEN = "#56B4E9"
-REGION = "#E69F00"
+REGION = "#F7DFA5"  # its orange, made lighter
 LINE = "#000000"
 QUIET = "#595959"
 
 # Behind the data and the grid.
 FROZEN_SHADE: dict[str, Any] = {"color": FROZEN, "alpha": 0.25, "linewidth": 0, "zorder": 0.3}
-REGION_SHADE: dict[str, Any] = {"color": REGION, "alpha": 0.25, "linewidth": 0, "zorder": 0.3}
+REGION_SHADE: dict[str, Any] = {"color": REGION, "linewidth": 0, "zorder": 0.4}
 THRESHOLD_LINE: dict[str, Any] = {"color": LINE, "linewidth": 1.4, "linestyle": "--"}
 
 _RC: dict[Any, Any] = {
