@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import pb_jax
-from pb_jax.training.step import HISTOGRAM_BINS, _leaf_counts
+from pb_jax.training.mask_report import HISTOGRAM_BINS, look
 from tests.tiny_training import STEPS, saved_state, tiny_fit, tiny_freezing
 
 ESTIMATE = set(pb_jax.ThresholdEstimate._fields) - {"threshold"}
@@ -66,11 +66,13 @@ def test_counts_against_numpy():
     rng = np.random.default_rng(0)
     grads = np.exp(rng.normal(size=1000) * 6).astype(np.float32).reshape(10, 100)
     grads[0, :5] = (0, np.nan, np.inf, 1e30, 1e-30)
-    zeros, bad, histogram = _leaf_counts(jnp.asarray(grads), 1e-2)
+    mask = {"w": jnp.asarray(grads > 1)}
+    found = look(None, {"w": jnp.asarray(grads)}, mask, 1e-2).leaves["w"]
     x = np.abs(grads.astype(np.float64)) / 1e-2
     good = x[np.isfinite(x) & (x > 0)]
     edges = np.logspace(-8, 5, HISTOGRAM_BINS + 1)
     expected = np.histogram(np.clip(good, edges[0], edges[-1] * 0.999), edges)[0]
-    assert (int(zeros), int(bad)) == (1, 2)
-    assert np.abs(np.asarray(histogram) - expected).sum() <= 4  # rounding at the edges
-    assert int(histogram.sum()) == good.size
+    assert (int(found.zeros), int(found.nonfinite)) == (1, 2)
+    assert int(found.frozen) == np.sum(~(grads > 1))
+    assert np.abs(np.asarray(found.histogram) - expected).sum() <= 4  # rounding at the edges
+    assert int(found.histogram.sum()) == good.size

@@ -13,15 +13,16 @@ import numpy as np
 
 from pb_jax.training.batches import evaluation_order, training_order
 from pb_jax.training.freezing import Freezing
+from pb_jax.training.mask_report import MaskReport, look
 from pb_jax.training.progress import Progress
 from pb_jax.training.step import (
     EvalTotals,
-    MaskReport,
     Split,
     Steps,
     Totals,
     TrainState,
     frozen_counts,
+    mask_of,
 )
 
 # Steps dispatched and not yet known to be done. One runs and the next wait, so that the device is
@@ -158,7 +159,7 @@ class Runner:
         if freezing is not None and freezing.releases(epoch):
             state = jax.jit(self.steps.release, donate_argnums=0)(state)
         if freezing is not None and freezing.makes_mask(epoch):
-            state, totals, report = self._mask(state, totals, order, freezing.batches)
+            state, totals, report = self._mask(state, totals, order, freezing)
         else:
             state, totals = self._compiled["train"](state, totals, self.train_data, order)
         if self._scan and self.steps_per_epoch > 1:
@@ -188,21 +189,27 @@ class Runner:
 
     def frozen(self, state: TrainState) -> float:
         """Share of the weights that are frozen."""
-        return self._share(self._frozen_counts(state.opt_state))
+        counts = np.asarray(self._frozen_counts(state.opt_state))
+        return int(counts.sum(dtype=np.int64)) / self.weights
 
     def _mask(
-        self, state: TrainState, totals: Totals, order: jax.Array, batches: int
+        self, state: TrainState, totals: Totals, order: jax.Array, freezing: Freezing
     ) -> tuple[TrainState, Totals, MaskReport]:
         judged = ()
-        if batches > 1:
-            batches = min(batches, self.steps_per_epoch)
+        if freezing.batches > 1:
+            batches = min(freezing.batches, self.steps_per_epoch)
             total = jax.tree.map(jnp.zeros_like, state.params)
             for row in range(batches):
                 total = self._compiled["magnitudes"](
                     total, state, self.train_data, order, jnp.int32(row), jnp.float32(1 / batches)
                 )
             judged = (total,)
-        return self._compiled["mask"](state, totals, self.train_data, order, *judged)
+        state, totals, estimate, seen = self._compiled["mask"](
+            state, totals, self.train_data, order, *judged
+        )
+        mask = mask_of(state.opt_state)
+        assert mask is not None
+        return state, totals, look(estimate, seen, mask, freezing.alpha)
 
     def _compilation(
         self, function: Callable[..., Any], *arguments: Any, donate: bool = False
@@ -227,11 +234,9 @@ class Runner:
         if self.progress.due():
             check_finite(totals)
             if report is not None:
-                self.progress.frozen = self._share(report.frozen)
+                frozen = sum(int(leaf.frozen) for leaf in report.leaves.values())
+                self.progress.frozen = frozen / self.weights
             self.progress.update(int(totals.steps), *means(totals, self.batch_size))
-
-    def _share(self, counts: jax.Array) -> float:
-        return int(np.asarray(counts).sum(dtype=np.int64)) / self.weights
 
 
 class NotFiniteError(Exception):

@@ -17,10 +17,6 @@ import pb_jax
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.modules import Apply, Arrays
 
-# Histograms of x = abs(gradient) / α for the reports: 16 bins a decade, the ends catch the rest.
-HISTOGRAM_DECADES = (-8, 5)
-HISTOGRAM_BINS = 16 * (HISTOGRAM_DECADES[1] - HISTOGRAM_DECADES[0])
-
 
 class TrainState(NamedTuple):
     """All that training changes; what a checkpoint holds.
@@ -75,24 +71,6 @@ class Split(NamedTuple):
 
     images: jax.Array
     labels: jax.Array
-
-
-class MaskReport(NamedTuple):
-    """What the mask step saw, for `mask_step_*.npz`; leaves in the order of their sorted names.
-
-    Attributes:
-        estimate: of a rule that makes one, else None.
-        frozen: int32 (leaves,), frozen weights of each leaf.
-        zeros: int32 (leaves,), gradients that are zero.
-        nonfinite: int32 (leaves,), NaN or infinite gradients.
-        histograms: int32 (leaves, HISTOGRAM_BINS), of the others' x = abs(gradient) / α.
-    """
-
-    estimate: pb_jax.ThresholdEstimate | None
-    frozen: jax.Array
-    zeros: jax.Array
-    nonfinite: jax.Array
-    histograms: jax.Array
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -174,8 +152,11 @@ class Steps:
         data: Split,
         order: jax.Array,
         rule_updates: Arrays | None = None,
-    ) -> tuple[TrainState, Totals, MaskReport]:
-        """`train` at a step in which a new mask is due, with a report on it.
+    ) -> tuple[TrainState, Totals, pb_jax.ThresholdEstimate | None, Arrays]:
+        """`train` at a step in which a new mask is due.
+
+        Also returns the estimate of a rule that makes one, and what the rule has judged: both for
+        `mask_report`.
 
         Args:
             state: see `train`, as for the next three.
@@ -193,7 +174,7 @@ class Steps:
         opt_state = opt_state._replace(mask=selection.mask, threshold=selection.threshold)
         state = state._replace(opt_state=opt_state)
         state, totals = self._updated(state, totals, loss, aux, grads)
-        return state, totals, _report(selection, judged, freezing.alpha)
+        return state, totals, selection.estimate, judged
 
     def release(self, state: TrainState) -> TrainState:
         """The state from which full training is resumed."""
@@ -319,23 +300,3 @@ def _position(state: TrainState, order: jax.Array) -> jax.Array:
 
 def _gather(data: Split, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.take(data.images, rows, axis=0, mode="clip"), data.labels.at[rows].get(mode="clip")
-
-
-def _leaf_counts(grads: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x = jnp.abs(grads.astype(jnp.float32)).reshape(-1) / alpha
-    zero, bad = x == 0, ~jnp.isfinite(x)
-    low, high = HISTOGRAM_DECADES
-    per_decade = HISTOGRAM_BINS // (high - low)
-    position = jnp.floor((jnp.log10(jnp.where(zero | bad, 1.0, x)) - low) * per_decade)
-    bins = jnp.clip(position.astype(jnp.int32), 0, HISTOGRAM_BINS - 1)
-    counted = (~zero & ~bad).astype(jnp.int32)
-    histogram = jnp.zeros([HISTOGRAM_BINS], jnp.int32).at[bins].add(counted)
-    return jnp.sum(zero, dtype=jnp.int32), jnp.sum(bad, dtype=jnp.int32), histogram
-
-
-def _report(selection: pb_jax.Selection, judged: Arrays, alpha: float) -> MaskReport:
-    names = sorted(judged)
-    counts = [_leaf_counts(judged[name], alpha) for name in names]
-    zeros, nonfinite, histograms = (jnp.stack(column) for column in zip(*counts, strict=True))
-    frozen = jnp.stack([jnp.sum(~selection.mask[name], dtype=jnp.int32) for name in names])
-    return MaskReport(selection.estimate, frozen, zeros, nonfinite, histograms)
