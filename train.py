@@ -74,6 +74,8 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
         training.settle(config, workdir)
         if (summary := training.finished(workdir, config["epochs"])) is not None:
             print(f"{workdir} holds a finished run; --config.epochs=N with a larger N goes on")
+            if not (workdir / "figures").exists():  # stopped just before they were drawn
+                reports.write_figures(workdir)
             return summary
 
         # --------------------------------------------------------------------------------------

@@ -1,0 +1,235 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from pb_jax.training import metrics
+from tests.tiny_training import compile_cache, lines, saved_epochs
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "configs/digits_pb.py"
+pytestmark = pytest.mark.filterwarnings(
+    # ml_collections imports config files that way
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+SMALL = [
+    "--config.epochs=3",
+    "--config.batch_size=20",
+    "--config.dataset.limit_train=100",
+    "--config.dataset.limit_eval=50",
+    "--config.freeze.rule=fixed_threshold",
+    "--config.freeze.threshold=1.5",
+    "--config.freeze.start_epoch=2",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    with compile_cache(tmp_path_factory.mktemp("xla")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(ROOT)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(workdir, *arguments, config=DIGITS):
+    return train.main(["train.py", "--config", config, "--workdir", str(workdir), *arguments])
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        assert run(workdir, *SMALL) == 0
+    finally:
+        os.chdir(before)
+    return workdir
+
+
+def test_what_a_run_leaves(small):
+    names = {path.name for path in small.iterdir() if not path.name.startswith(".")}
+    assert {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures"} <= names
+    assert "mask_step_6.npz" in names
+    assert "tensorboard" in names
+    assert list((small / "figures").glob("*.png"))
+    config = json.loads((small / "config.json").read_text())
+    assert config["freeze"]["threshold"] == 1.5
+    assert config["optimizer"]["b2"] == 0.999
+    assert [line["epoch"] for line in lines(small)] == [1, 2, 3]
+    assert lines(small)[-1]["frozen_fraction"] > 0
+    assert 3 in saved_epochs(small)
+
+
+def test_a_finished_run_says_so_and_shows_its_table(small, capsys):
+    before = (small / "metrics.jsonl").read_text()
+    assert run(small, *SMALL) == 0
+    printed = capsys.readouterr().out
+    assert "holds a finished run" in printed
+    assert "final val accuracy" in printed
+    assert str(small / "summary.json") in printed
+    assert (small / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_that_lost_its_summary_writes_it_again(small):
+    summary = json.loads((small / "summary.json").read_text())
+    (small / "summary.json").unlink()
+    assert run(small, *SMALL) == 0
+    assert json.loads((small / "summary.json").read_text()) == summary
+
+
+def test_another_configuration_in_the_same_folder(small, capsys):
+    assert run(small, *SMALL, "--config.seed=4", "--config.freeze.threshold=1.0") == 2
+    error = capsys.readouterr().err
+    assert "freeze.threshold: 1.5 there, 1.0 here" in error
+    assert "seed: 0 there, 4 here" in error
+
+
+def test_a_folder_where_nothing_was_trained_is_free(tmp_path, capsys):
+    assert run(tmp_path, *SMALL, "--config.batch_size=999") == 2
+    assert "batch_size=999 is more than the 100 training examples" in capsys.readouterr().err
+    assert run(tmp_path, *SMALL, "--config.epochs=1") == 0
+
+
+def test_weights_to_start_from(tmp_path):
+    from flax import nnx
+
+    import models
+
+    weights = models.to_torch(models.create("lenet5", rngs=nnx.Rngs(7)))
+    np.savez(tmp_path / "weights.npz", **weights)
+    given = f"--config.model.weights={tmp_path / 'weights.npz'}"
+    assert run(tmp_path / "one", *SMALL, "--config.epochs=1", given) == 0
+    assert run(tmp_path / "other", *SMALL, "--config.epochs=1", given, "--config.seed=0") == 0
+    assert lines(tmp_path / "one") == lines(tmp_path / "other")
+    assert run(tmp_path / "fresh", *SMALL, "--config.epochs=1") == 0
+    assert lines(tmp_path / "fresh") != lines(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.freeze.star_epoch=4"], "did you mean 'freeze.start_epoch'?"),
+        (["--config.batch_size=foo"], "config.batch_size=foo"),
+        (["--config.freeze.mode=foo"], "freeze.mode='foo' is not allowed: one of updates"),
+        (["--config.model.name=lenet"], "unknown model.name 'lenet'; did you mean 'lenet5'?"),
+        (["--config.dataset.name=digit"], "did you mean 'digits'?"),
+        (["--config.model.name=vgg19"], "cannot take images of shape (28, 28, 1)"),
+        (["--config.freeze.rule=random"], "rule 'random' needs freeze.frozen"),
+        (["--config.freeze.granularity=row"], "freeze.granularity='row' is not allowed"),
+        (["--config.optimizer.boundaries=(4,2)"], "optimizer.boundaries=(4, 2) is not allowed"),
+        (["--config.model.weights=/nowhere.npz"], "/nowhere.npz"),
+        (["--wrkdir=x"], "Did you mean: workdir"),
+        (["stray"], "'stray' is no flag"),
+    ],
+)
+def test_errors_are_short_and_say_what_to_do(tmp_path, capsys, arguments, message):
+    assert run(tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_no_config(capsys):
+    assert train.main(["train.py"]) == 2
+    assert "--config FILE; there are configs/densenet121_pb.py" in capsys.readouterr().err
+    assert train.main(["train.py", "--config=nowhere.py"]) == 2
+    assert "there is no config file 'nowhere.py'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("c.epoch = 3", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("c.epochs = nonsense", "NameError: name 'nonsense'"),
+        ("c.epochs = ", "SyntaxError"),
+    ],
+)
+def test_errors_in_a_config_file(tmp_path, capsys, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from pb_jax.training import default_config\n"
+        f"def get_config():\n    c = default_config()\n    {text}\n    return c\n"
+    )
+    assert run(tmp_path / "run", config=str(path)) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert message in error
+    assert len(error) < 300
+
+
+def test_debug_shows_the_stack(tmp_path, capsys):
+    assert run(tmp_path, "--config.epochs=0", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_names_every_key(capsys):
+    from pb_jax.training import KEYS
+
+    assert train.main(["train.py", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "usage: python train.py --config" in printed
+    assert all(name in printed for name in KEYS)
+
+
+def test_a_folder_in_use(tmp_path, capsys):
+    from pb_jax.training import exclusive
+
+    with exclusive(tmp_path):
+        assert run(tmp_path, *SMALL) == 2
+    assert "another process is training in" in capsys.readouterr().err
+
+
+def test_divergence_has_its_own_status(tmp_path, capsys):
+    rate = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e30"]
+    assert run(tmp_path, *SMALL, *rate) == 1
+    assert "is not finite; no checkpoint had been written before" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal(tmp_path, number, status):
+    command = [sys.executable, "train.py", "--config", DIGITS, "--workdir", str(tmp_path)]
+    command += [*SMALL, "--config.epochs=100000"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while len(metrics.read(tmp_path / "metrics.jsonl")) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == status
+    assert "stopped; this resumes it:\n  python train.py --config" in error
+    assert "Traceback" not in error
+    assert saved_epochs(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_quickstart(tmp_path):
+    """The command of the README, as a user types it."""
+    command = [sys.executable, "train.py", "--config", DIGITS, "--workdir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["final_val_accuracy"] > 0.95
+    assert 0.5 < summary["frozen_fraction"] < 0.99
+    assert (
+        f"final val accuracy   {summary['final_val_accuracy']:.2%}".replace("%", " %")
+        in done.stdout
+    )
