@@ -7,7 +7,7 @@ import pytest
 from pb_jax.errors import UserError
 from pb_jax.reports.run_folder import read_mask, read_run
 from pb_jax.training import mask_report
-from pb_jax.training.step import HISTOGRAM_BINS, MaskReport
+from pb_jax.training.mask_report import HISTOGRAM_BINS, LeafCounts, MaskReport
 from tests.synthetic_run import SMALL, mask_content, write_mask, write_run
 
 
@@ -29,14 +29,21 @@ def test_a_whole_run(tmp_path):
 
 
 def test_what_training_saves_can_be_read(tmp_path):
-    # Counts in the order of sorted names, as the report of a step is; sizes in the model's.
-    sizes = {"stem.kernel": 6, "head.kernel": 4}
-    counts = np.array([1, 5], np.int32)
-    histograms = np.zeros((2, HISTOGRAM_BINS), np.int32)
-    histograms[:, 100] = (3, 2)
-    report = MaskReport(None, counts, counts - 1, counts * 0, histograms)
+    def leaf(frozen, zeros, others):
+        histogram = np.zeros(HISTOGRAM_BINS, np.int32)
+        histogram[100] = others
+        return LeafCounts(np.int32(frozen), np.int32(zeros), np.int32(0), histogram)
+
+    # The report has the leaves in any order; that of the sizes is the network's.
+    report = MaskReport(None, {"head.kernel": leaf(1, 0, 3), "stem.kernel": leaf(5, 4, 2)})
     path = mask_report.save(
-        tmp_path, report, sizes=sizes, threshold=0.25, alpha=0.1, step=7, epoch=2
+        tmp_path,
+        report,
+        sizes={"stem.kernel": 6, "head.kernel": 4},
+        threshold=0.25,
+        alpha=0.1,
+        step=7,
+        epoch=2,
     )
     mask = read_mask(path, rule="quantile")
     assert (mask.step, mask.epoch, mask.learning_rate) == (7, 2, 0.1)

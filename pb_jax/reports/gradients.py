@@ -107,7 +107,8 @@ def _histogram(
     smaller = counts[edges[1:] <= span[0]].sum()
     if smaller:
         text = f"◂ {smaller:,} smaller"
-        axes.text(0.01, 0.03, text, fontsize=8, color=style.QUIET, transform=axes.transAxes)
+        at = {"transform": axes.transAxes, "verticalalignment": "top"}
+        axes.text(0.015, 0.94, text, fontsize=8, color=style.QUIET, **at)
     if _drawable(threshold):
         axes.axvspan(span[0], threshold, **style.FROZEN_SHADE)
         axes.axvline(threshold, **style.THRESHOLD_LINE)
