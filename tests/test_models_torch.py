@@ -1,5 +1,7 @@
 """VGG19, ResNet-110 and DenseNet-121 against PyTorch, where PyTorch is installed."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,6 @@ torch = pytest.importorskip("torch")
 torch_models = pytest.importorskip("benchmarks.torch_models")
 
 pytestmark = pytest.mark.slow
-
-
-def relative(got, wanted):
-    wanted = np.asarray(wanted)
-    return np.linalg.norm(np.asarray(got) - wanted) / max(np.linalg.norm(wanted), 1e-30)
 
 
 @pytest.mark.parametrize("name", ["lenet5", "vgg19", "resnet110", "densenet121"])
@@ -48,20 +45,34 @@ def test_training_and_evaluation_agree(name):
         nnx.to_pure_dict(params), nnx.to_pure_dict(statistics), x
     )
 
-    images = torch.from_numpy(x).permute(0, 3, 1, 2)
-    wanted = twin(images)
-    torch.nn.functional.cross_entropy(wanted, torch.from_numpy(labels)).backward()
-    assert relative(logits, wanted.detach()) < 1e-4
-    got = models.to_torch(nnx.merge(graph, gradients, after))
-    for key, value in twin.named_parameters():
-        # A convolution's bias in front of batch norm has no gradient but rounding.
-        if name == "vgg19" and key.startswith("features") and key.endswith("bias"):
-            if value.grad.abs().max() < 1e-5:
-                continue
-        assert relative(got[key], value.grad) < 2e-3, key
-    for key, value in twin.named_buffers():
-        if not key.endswith("num_batches_tracked"):
-            assert relative(got[key], value) < 1e-4, key
-    twin.eval()
-    with torch.no_grad():
-        assert relative(evaluated, twin(images)) < 1e-4
+    def pytorch(dtype):
+        network = copy.deepcopy(twin).to(dtype)
+        images = torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype)
+        trained = network(images)
+        torch.nn.functional.cross_entropy(trained, torch.from_numpy(labels)).backward()
+        found = {"logits": trained.detach()}
+        found |= {f"gradient {key}": value.grad for key, value in network.named_parameters()}
+        found |= {f"after {key}": value for key, value in network.named_buffers()}
+        network.eval()
+        with torch.no_grad():
+            found["evaluated"] = network(images)
+        return {key: np.asarray(value, np.float64) for key, value in found.items()}
+
+    got = {"logits": logits, "evaluated": evaluated}
+    trees = {
+        "gradient": nnx.merge(graph, gradients, statistics),
+        "after": nnx.merge(graph, params, after),
+    }
+    for kind, tree in trees.items():
+        got |= {f"{kind} {key}": value for key, value in models.to_torch(tree).items()}
+
+    # Deep networks amplify rounding, so the measure is how far PyTorch's float32 is from float64.
+    exact, rounded = pytorch(torch.float64), pytorch(torch.float32)
+    for key, wanted in exact.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        scale = np.linalg.norm(wanted) + 1e-6
+        error, allowed = (
+            np.linalg.norm(np.asarray(v[key]) - wanted) / scale for v in (got, rounded)
+        )
+        assert error < 3 * allowed + 2e-5, key

@@ -1,0 +1,223 @@
+"""Times one training step on CPU: PyTorch, JAX with its stock convolution, and these networks.
+
+    python -m benchmarks.step_time [--models lenet5,vgg19] [--batch 100] [--repeats 5] [--json FILE]
+
+All three make the same step from the same parameters: forward, backward, running statistics and
+AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout. The steps
+take turns, so that what disturbs the machine disturbs all of them; medians are reported.
+"""
+
+import argparse
+import contextlib
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import models
+
+models.reuse_host_memory()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from flax import nnx  # noqa: E402
+
+from pb_jax.errors import UserError  # noqa: E402
+from pb_jax.files import write_json  # noqa: E402
+from pb_jax.training.optimizers import amsgrad_torch  # noqa: E402
+
+try:
+    import torch
+
+    from benchmarks.torch_models import NETWORKS
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    sys.exit("step_time compares with PyTorch: pip install -e '.[bench]'")
+
+Step = Callable[[], float]
+"""Makes one update, waits for it, and returns the loss before it."""
+
+
+def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal images (N, H, W, C) and labels."""
+    shape = (size, 28, 28, 1) if name == "lenet5" else (size, 32, 32, 3)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return images, (np.arange(size) % 10).astype(np.int64)
+
+
+def torch_step(network: Any, images: np.ndarray, labels: np.ndarray) -> Step:
+    """The appendix's loop: `Adam(amsgrad=True)`, eager, channels last."""
+    network = network.to(memory_format=torch.channels_last).train()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=True)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+@contextlib.contextmanager
+def stock_convolution() -> Iterator[None]:
+    """While it lasts, networks are built with `lax.conv_general_dilated` and no barriers."""
+    with (
+        mock.patch("models.layers.convolution", jax.lax.conv_general_dilated),
+        mock.patch("models.convolution._materialised", lambda x: x),
+    ):
+        yield
+
+
+def jax_step(
+    name: str, weights: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, str]
+) -> tuple[Step, float]:
+    """The compiled step, with donated buffers, and the seconds it took to trace and compile."""
+    model = models.create(name, rngs=nnx.Rngs(0))
+    models.load_torch(model, weights)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    # Flat dicts of arrays: cheap to hand over at every step.
+    flat = [{path: v[...] for path, v in nnx.to_flat_state(state)} for state in states]
+    optimizer = amsgrad_torch(1e-3)
+    x, y = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+
+    def update(params: Any, running: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
+        def loss(params: Any) -> Any:
+            both = (nnx.from_flat_state(list(part.items())) for part in (params, running))
+            trained = nnx.merge(graph, *both)
+            value = optax.softmax_cross_entropy_with_integer_labels(trained(x), y).mean()
+            after = nnx.to_flat_state(nnx.state(trained, nnx.BatchStat))
+            return value, {path: v[...] for path, v in after}
+
+        (value, running), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), running, opt_state, value
+
+    state = (*flat, optimizer.init(flat[0]))
+    start = time.perf_counter()
+    compiled = jax.jit(update, donate_argnums=(0, 1, 2), compiler_options=options or None)
+    compiled.lower(*state, x, y).compile()
+    seconds = time.perf_counter() - start
+
+    def step() -> float:
+        nonlocal state
+        *state, value = compiled(*state, x, y)
+        jax.block_until_ready(state)
+        return float(value)
+
+    return step, seconds
+
+
+def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
+    """Median seconds of a step of each kind, and how they compare."""
+    torch.manual_seed(0)
+    network = NETWORKS[name]()
+    weights = {key: value.numpy().copy() for key, value in network.state_dict().items()}
+    images, labels = batch(name, size)
+    steps = {"pytorch": torch_step(network, images, labels)}
+    compilation: dict[str, float] = {}
+    ours = models.compiler_options("cpu")
+    steps["pb_jax"], compilation["pb_jax"] = jax_step(name, weights, images, labels, ours)
+    if stock:
+        with stock_convolution():
+            steps["stock"], compilation["stock"] = jax_step(name, weights, images, labels, {})
+
+    # The first steps fetch memory and choose algorithms; all must begin with the same loss.
+    first = {kind: step() for kind, step in steps.items()}
+    if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
+        raise AssertionError(f"{name}: the steps compute different losses: {first}")
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {kind: [] for kind in steps}
+    for _ in range(repeats * (20 if name == "lenet5" else 1)):
+        for kind, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[kind].append(time.perf_counter() - start)
+    medians = {kind: statistics.median(values) for kind, values in times.items()}
+    return {
+        "seconds": medians,
+        "fastest": {kind: min(values) for kind, values in times.items()},
+        "ratio_to_pytorch": {kind: value / medians["pytorch"] for kind, value in medians.items()},
+        "compile_seconds": compilation,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "pytorch_threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+        },
+    }
+
+
+def main() -> int:
+    """Measure, print a table, write the JSON file."""
+    parser = argparse.ArgumentParser(description="One training step: PyTorch, stock JAX, pb_jax.")
+    parser.add_argument("--models", default=",".join(models.NAMES), help="names, comma-separated")
+    parser.add_argument("--batch", type=int, default=100, help="images a step (100)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps; LeNet-5: 20 times (5)")
+    parser.add_argument("--no-stock", action="store_true", help="leave the stock convolution out")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    names = arguments.models.split(",")
+    if unknown := set(names) - set(models.NAMES):
+        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {models.NAMES}")
+    if jax.default_backend() != "cpu":
+        raise UserError("step_time measures the CPU: set JAX_PLATFORMS=cpu")
+    print(
+        f"{'ms a step':14}{'PyTorch':>10}{'stock':>10}{'pb_jax':>10}{'ratio':>8}{'compile s':>11}"
+    )
+    results = {}
+    for name in names:
+        result = measure(name, arguments.batch, arguments.repeats, not arguments.no_stock)
+        results[name] = result
+        seconds = result["seconds"]
+        cells = [f"{seconds[k] * 1e3:.1f}" if k in seconds else "" for k in ("pytorch", "stock")]
+        print(
+            f"{name:14}{cells[0]:>10}{cells[1]:>10}{seconds['pb_jax'] * 1e3:10.1f}"
+            f"{result['ratio_to_pytorch']['pb_jax']:8.2f}{result['compile_seconds']['pb_jax']:11.1f}",
+            flush=True,
+        )
+    if arguments.json:
+        write_json(
+            arguments.json,
+            {
+                "machine": machine(),
+                "batch": arguments.batch,
+                "repeats": arguments.repeats,
+                "results": results,
+            },
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as problem:
+        sys.exit(str(problem))
