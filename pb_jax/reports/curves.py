@@ -62,6 +62,7 @@ def _curves(axes: Axes, run: Run, name: str, unit: float) -> None:
         markersize=4,
         label="validation (the test split, as in the paper)",
     )
+    axes.margins(y=0.12)  # room for the note
     axes.set_title(name)
     axes.set_xlim(0, max(epochs.max() * 1.02, 1.1))
 
