@@ -56,13 +56,13 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.half = (outputs - inputs) // 2
+        self.added = (outputs - inputs) // 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The block's output."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.half:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.half, self.half))
+        if self.added:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.added, self.added))
         return F.relu(y + x)
 
 

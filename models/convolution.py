@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 _NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
-# Below these, XLA's convolutions are slower than matrix products of patches; found by timing.
-_TINY_IMAGE = 4
-_FEW_CHANNELS = 4
+# Where XLA's own convolutions are slower than matrix products of patches; found by timing.
+_TINY_IMAGE = 4  # pixels
+_LARGE_KERNEL = 9  # more taps than this
+_COLOURS = 4  # channels of an image, at most
 _MANY_CHANNELS = 32
+_SOME_CHANNELS = 12
 
 
 def compiler_options(platform: str) -> dict[str, str]:
@@ -190,20 +192,23 @@ def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 
 def _cpu_forward(x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
+    height, width, inputs, _ = kernel.shape
     tiny = x.shape[1] * x.shape[2] <= _TINY_IMAGE
-    return _by_patches if tiny or kernel.shape[:2] == (1, 1) else _stock
+    return _by_patches if tiny or height * width == 1 or inputs == 1 else _stock
 
 
 def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
+    height, width, inputs, _ = kernel.shape
     forward = _cpu_forward(x, kernel)
-    for_x, for_kernel = _gradients(x, kernel, cotangent, forward, window)
-    if forward is _stock:
-        # Compiled away where it is not used, as is the one above.
-        for_kernel = _kernel_gradient(x, kernel, cotangent, window)
-    return for_x, for_kernel
+    if forward is _by_patches and inputs > 1:
+        return _gradients(x, kernel, cotangent, forward, window)
+    if height * width > _LARGE_KERNEL:
+        forward = _by_patches
+    for_x = jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
+    return for_x, _kernel_gradient(x, kernel, cotangent, window)
 
 
 def _kernel_gradient(
@@ -211,11 +216,12 @@ def _kernel_gradient(
 ) -> jax.Array:
     """The kernel's gradient as matrix products, where they are faster."""
     height, width, inputs, outputs = kernel.shape
-    if inputs <= _FEW_CHANNELS:
+    many = max(inputs, outputs) >= _MANY_CHANNELS
+    if many and 1 < inputs <= _COLOURS:
         patches = lax.optimization_barrier(_patches(x, kernel, window))
         return _product("nhwi,nhwo->io", patches, cotangent, window).reshape(kernel.shape)
-    if max(inputs, outputs) < _MANY_CHANNELS or window.strides != (1, 1):
-        return _gradients(x, kernel, cotangent, _stock, window)[1]
+    if not many or min(inputs, outputs) < _SOME_CHANNELS or window.strides != (1, 1):
+        return jax.vjp(lambda kernel: _stock(x, kernel, window), kernel)[1](cotangent)[0]
     # Taps are gathered across only; those down are slices of whole rows, one product each.
     if outputs > inputs:
         rows = lax.optimization_barrier(_shifted(_padded(x, window.padding), width, 2))
@@ -225,10 +231,8 @@ def _kernel_gradient(
             for i in range(height)
         ]
         return jnp.stack(parts).reshape(kernel.shape)
-    around = tuple(
-        (size - 1 - low, size - 1 - high)
-        for size, (low, high) in zip((height, width), window.padding, strict=True)
-    )
+    (top, bottom), (left, right) = window.padding
+    around = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
     rows = lax.optimization_barrier(_shifted(_padded(cotangent, around), width, 2))
     length = x.shape[1]
     parts = [
