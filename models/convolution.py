@@ -192,20 +192,18 @@ def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 
 def _cpu_forward(x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
-    height, width, inputs, _ = kernel.shape
     tiny = x.shape[1] * x.shape[2] <= _TINY_IMAGE
-    return _by_patches if tiny or height * width == 1 or inputs == 1 else _stock
+    return _by_patches if tiny or kernel.shape[:2] == (1, 1) else _stock
 
 
 def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
-    height, width, inputs, _ = kernel.shape
     forward = _cpu_forward(x, kernel)
-    if forward is _by_patches and inputs > 1:
+    if forward is _by_patches:
         return _gradients(x, kernel, cotangent, forward, window)
-    if height * width > _LARGE_KERNEL:
+    if kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL:
         forward = _by_patches
     for_x = jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
     return for_x, _kernel_gradient(x, kernel, cotangent, window)
