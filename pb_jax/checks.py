@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def check_number(
@@ -31,7 +32,7 @@ def check_number(
     ...
     ValueError: coverage must be a number above 0 and at most 1, got 1.5
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     bounds = [("above", above), ("below", below), ("at least", least), ("at most", most)]
     limits = " and ".join(f"{word} {limit:g}" for word, limit in bounds if limit is not None)
@@ -40,12 +41,13 @@ def check_number(
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
         raise TypeError(allowed)
+    number = float(value)
     if not (
-        math.isfinite(value)
-        and (above is None or value > above)
-        and (below is None or value < below)
-        and (least is None or value >= least)
-        and (most is None or value <= most)
+        math.isfinite(number)
+        and (above is None or number > above)
+        and (below is None or number < below)
+        and (least is None or number >= least)
+        and (most is None or number <= most)
     ):
         raise ValueError(allowed)
 

@@ -26,16 +26,16 @@ class Region(NamedTuple):
 
 
 def grid_cells(total: int) -> int:
-    """Cells of the fine grid for `total` values: a power of two from 2^16 to 2^19.
+    """Cells of the fine grid for `total` values: a power of two from 2^15 to 2^19.
 
     A value lies at most sqrt(n) standard deviations out, so with Scott's bandwidth the range holds
-    at most n^0.7 bandwidths. 16 cells for each of them (4 at n = 2e7) resolve the kernel.
+    at most n^0.7 bandwidths. Eight cells for each of them (four at n = 2e7) resolve the kernel.
 
     >>> grid_cells(50), grid_cells(79_214), grid_cells(20_040_522)
-    (65536, 65536, 524288)
+    (32768, 32768, 524288)
     """
-    wanted = max(int(16 * total**0.7), 1)
-    return min(max(1 << (wanted - 1).bit_length(), 1 << 16), 1 << 19)
+    wanted = max(int(8 * total**0.7), 1)
+    return min(max(1 << (wanted - 1).bit_length(), 1 << 15), 1 << 19)
 
 
 def bandwidth(counts: Array, method: str) -> Array:

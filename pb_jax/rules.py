@@ -151,7 +151,7 @@ def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rul
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         values = mag.magnitudes(grads)
-        means = jnp.stack([mag.mean(group) for group in _groups(values, scope)])
+        means = jnp.stack([mag.mean(mag.joined(group)) for group in _groups(values, scope)])
         return _selection(grads, _above(values, means), means / learning_rate, scope)
 
     return rule
@@ -284,17 +284,15 @@ def _groups(values: Sequence[Array], scope: str) -> list[Sequence[Array]]:
 
 def _above(values: Sequence[Array], thresholds: Array) -> list[Array]:
     """Masks of the leaves: not x ≤ t, so that NaN on either side means training."""
-    return [
-        ~(value <= jnp.broadcast_to(thresholds, max(len(values), 1))[i])
-        for i, value in enumerate(values)
-    ]
+    (thresholds,) = mag.settled(jnp.broadcast_to(thresholds, max(len(values), 1)))
+    return [~(value <= thresholds[i]) for i, value in enumerate(values)]
 
 
 def _freeze_smallest(
     values: Sequence[Array], frozen: float, scope: str
 ) -> tuple[list[Array], Array]:
     thresholds = [
-        mag.smallest(group, round(frozen * sum(value.size for value in group)))
+        mag.smallest(mag.joined(group), round(frozen * sum(value.size for value in group)))
         for group in _groups(values, scope)
     ]
     return _above(values, jnp.stack(thresholds)), jnp.stack(thresholds)

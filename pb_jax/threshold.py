@@ -142,6 +142,7 @@ def estimate_groups(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdEstimate:
+    groups = [mag.joined(values) for values in groups]
     cells = kde.grid_cells(max(sum(value.size for value in values) for values in groups))
     parts = max(min(_SUBCELLS, _SUBCELLS_OF_ALL_GROUPS // len(groups)) // bins, 8)
 
@@ -150,25 +151,29 @@ def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdE
     spread = jnp.stack([c.high > c.low for c in counts])
     low = jnp.where(spread, jnp.stack([c.low for c in counts]), 0)
     high = jnp.where(spread, jnp.stack([c.high for c in counts]), 1)
+    low, high = mag.settled(low, high)
 
     coarse = jnp.stack([mag.histogram(v, low[i], high[i], cells) for i, v in enumerate(groups)])
     find = functools.partial(_find_region, width=width, method=method, coverage=coverage)
     found = _for_each(find, coarse, low, high, usable)
+    first, last = mag.settled(found.first, found.last)
     begin, end = found.begin, found.end
     # The ends are known to a part of a cell. What the cells hold makes them exact, which matters
     # where weights are few, or equal: the region shrinks to its outermost members, and takes in
     # one of those that it needs to reach the coverage.
-    least, most = _extents_of_cells(groups, low, high, cells, found.first)
+    least, most = _extents_of_cells(groups, low, high, cells, first)
     inner = jnp.where(found.partial, most, jnp.inf)
     begin = jnp.where(least <= most, jnp.clip(begin, least, inner), begin)
-    least, most = _extents_of_cells(groups, low, high, cells, found.last)
+    least, most = _extents_of_cells(groups, low, high, cells, last)
     inner = jnp.where(found.partial, least, -jnp.inf)
     end = jnp.where(least <= most, jnp.clip(end, inner, most), end)
 
+    begin, end = mag.settled(begin, end)
     parted = bins * parts
     fine = jnp.stack([mag.histogram(v, begin[i], end[i], parted) for i, v in enumerate(groups)])
     split, mean, shares, means = _for_each(_split_region, fine.reshape(-1, bins, parts))
     # The mean is known to a part of a sub-range; that of equal values is their value exactly.
+    (split,) = mag.settled(split)
     least, most = _extents_of_cells(groups, begin, end, parted, split, parts)
     mean = jnp.clip(begin + mean / bins * (end - begin), least, most)
     means = begin[:, None] + means / bins * (end - begin)[:, None]

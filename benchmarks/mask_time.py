@@ -1,0 +1,96 @@
+"""How long it takes to make a mask, for each rule and network, beside one read of the gradients.
+
+    python benchmarks/mask_time.py [--models lenet5,vgg19] [--rules kde_otsu,quantile] [--json FILE]
+
+The gradients are lognormal (sigma 2: a tail as heavy as real ones have), in the networks' own
+leaves. "read" is a single pass over them, the sum of all magnitudes.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import models
+import pb_jax
+
+RULES: dict[str, pb_jax.Rule] = {
+    "kde_otsu": pb_jax.kde_otsu(),
+    "kde_otsu by leaf": pb_jax.kde_otsu(scope="leaf"),
+    "quantile": pb_jax.quantile(0.8),
+    "mean_threshold": pb_jax.mean_threshold(),
+    "random": pb_jax.random(0.8),
+}
+
+
+def gradients(name: str) -> list[jax.Array]:
+    """Lognormal arrays in the shapes of the network's parameters."""
+    model = nnx.eval_shape(lambda: models.create(name, rngs=nnx.Rngs(0)))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jnp.exp(2 * jax.random.normal(key, s) - 7) for key, s in zip(keys, shapes, strict=True)]
+
+
+def measure(function: Callable[..., Any], grads: Any, repeats: int) -> tuple[float, float]:
+    """Seconds to compile, and the median of `repeats` runs."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(grads).compile()
+    compilation = time.perf_counter() - start
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(grads))
+        times.append(time.perf_counter() - start)
+    return compilation, statistics.median(times[1:])
+
+
+def main() -> None:
+    """Measure, print a table, and write the numbers where asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="lenet5,vgg19,resnet110,densenet121")
+    parser.add_argument("--rules", default=",".join(RULES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    rows = []
+    print(
+        f"{'network':12} {'weights':>11} {'leaves':>7} {'rule':17} {'compile s':>9} {'run ms':>8}"
+    )
+    for name in arguments.models.split(","):
+        grads = gradients(name)
+        weights = sum(leaf.size for leaf in grads)
+        functions = {
+            rule: lambda g, r=rule: RULES[r](g).mask for rule in arguments.rules.split(",")
+        }
+        functions["read"] = lambda g: sum(jnp.sum(jnp.abs(leaf)) for leaf in g)
+        for rule, function in functions.items():
+            compilation, run = measure(function, grads, arguments.repeats)
+            rows.append([name, weights, len(grads), rule, compilation, run])
+            label = f"{name:12} {weights:11,} {len(grads):7} {rule:17}"
+            print(f"{label} {compilation:9.1f} {run * 1e3:8.1f}", flush=True)
+    if arguments.json:
+        device = jax.devices()[0]
+        header = {
+            "date": date.today().isoformat(),
+            "device": device.device_kind if device.platform != "cpu" else platform.machine(),
+            "platform": device.platform,
+            "jax": jax.__version__,
+            "columns": ["network", "weights", "leaves", "rule", "compile_s", "run_s"],
+        }
+        arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
