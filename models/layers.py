@@ -162,9 +162,36 @@ def _windows(x: jax.Array) -> jax.Array:
     return x.reshape(n, height // 2, 2, width // 2, 2, channels)
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """The largest of every 2 x 2 window."""
+    """The largest of every 2 x 2 window; of equal ones the first gets the gradient."""
     return jnp.max(_windows(x), (2, 4))
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = max_pool(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(
+    saved: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    x, y = saved
+    windows = _windows(x)
+    taken = jnp.zeros(y.shape, bool)
+    parts = []
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        largest = (windows[:, :, i, :, j] == y) & ~taken
+        taken |= largest
+        parts.append(jnp.where(largest, cotangent, 0))
+    n, height, width, channels = y.shape
+    rows = [jnp.stack(parts[:2], 3), jnp.stack(parts[2:], 3)]
+    dx = jnp.stack(rows, 2).reshape(n, 2 * height, 2 * width, channels)
+    odd = [(0, full - even) for full, even in zip(x.shape, dx.shape, strict=True)]
+    return (jnp.pad(dx, odd),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def avg_pool(x: jax.Array) -> jax.Array:

@@ -35,8 +35,9 @@ class LeNet5(Network):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits (N, num_classes), float32, of normalised images (N, 28, 28, 1)."""
         x = self.checked(images).astype(self.dtype)
-        x = max_pool(jax.nn.relu(self.conv1(x)))
-        x = max_pool(jax.nn.relu(self.conv2(x)))
+        # Pooling first: the same, with a quarter of the ReLUs.
+        x = jax.nn.relu(max_pool(self.conv1(x)))
+        x = jax.nn.relu(max_pool(self.conv2(x)))
         x = x.reshape(x.shape[0], -1)
         x = jax.nn.relu(self.fc1(x))
         x = jax.nn.relu(self.fc2(x))

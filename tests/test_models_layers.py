@@ -106,11 +106,23 @@ def test_pooling_leaves_out_odd_edges(pool, reduce, size):
             np.testing.assert_allclose(got[:, i, j], reduce(window, (1, 2)), rtol=1e-6)
 
 
-def test_max_pool_sends_the_gradient_to_the_largest():
-    x = values((2, 6, 4, 3))
-    gradient = np.asarray(jax.grad(lambda x: jnp.sum(max_pool(x)))(x))
-    largest = np.repeat(np.repeat(np.asarray(max_pool(x)), 2, 1), 2, 2)
-    np.testing.assert_array_equal(gradient, np.asarray(x) == largest)
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)])
+def test_max_pool_sends_the_gradient_to_the_largest(size):
+    x = values((2, *size, 3))
+    weights = values((2, size[0] // 2, size[1] // 2, 3))
+    gradient = np.asarray(jax.grad(lambda x: jnp.sum(weights * max_pool(x)))(x))
+    wanted = np.zeros_like(gradient)
+    for n, i, j, c in np.ndindex(*weights.shape):
+        window = np.asarray(x)[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        down, across = np.unravel_index(window.argmax(), (2, 2))
+        wanted[n, 2 * i + down, 2 * j + across, c] = weights[n, i, j, c]
+    np.testing.assert_array_equal(gradient, wanted)
+
+
+def test_max_pool_of_equal_values_counts_once():
+    x = jnp.array([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: jnp.sum(max_pool(x)))(x)
+    np.testing.assert_array_equal(gradient.ravel(), [1.0, 0.0, 0.0, 0.0])
 
 
 def test_global_average_is_float32():
