@@ -224,6 +224,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    import models
     from pb_jax import training
 
     if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv[1:]):
@@ -234,6 +235,7 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     try:
         command = parse(argv)
+        models.reuse_host_memory()
         summary = train_and_evaluate(command.config, command.workdir)
     except UserError as error:
         if "--debug" in argv:

@@ -1,6 +1,6 @@
 """How long it takes to make a mask, for each rule and network, beside one read of the gradients.
 
-    python benchmarks/mask_time.py [--models lenet5,vgg19] [--rules kde_otsu,quantile] [--json FILE]
+    python -m benchmarks.mask_time [--models lenet5,vgg19] [--rules kde_otsu,quantile] [--json FILE]
 
 The gradients are lognormal (sigma 2: a tail as heavy as real ones have), in the networks' own
 leaves. "read" is a single pass over them, the sum of all magnitudes.
@@ -74,7 +74,7 @@ def main() -> None:
         functions = {
             rule: lambda g, r=rule: RULES[r](g).mask for rule in arguments.rules.split(",")
         }
-        functions["read"] = lambda g: sum(jnp.sum(jnp.abs(leaf)) for leaf in g)
+        functions["read"] = lambda g, r="": sum(jnp.sum(jnp.abs(leaf)) for leaf in g)
         for rule, function in functions.items():
             compilation, run = measure(function, grads, arguments.repeats)
             rows.append([name, weights, len(grads), rule, compilation, run])

@@ -55,7 +55,7 @@ def test_trees_of_nnx_and_linen():
 
     layer = linen.Dense(5)
     params = layer.init(jax.random.key(0), x)
-    state = steps_of(tx, lambda p: jnp.sum(layer.apply(p, x) ** 2), params)
+    state = steps_of(tx, lambda p: jnp.sum(jnp.asarray(layer.apply(p, x)) ** 2), params)
     assert set(pb_jax.mask_summary(state.mask).leaves) == {"params.bias", "params.kernel"}
 
 
