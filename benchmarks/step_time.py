@@ -10,6 +10,7 @@ take turns, so that what disturbs the machine disturbs all of them; medians are 
 import argparse
 import contextlib
 import datetime
+import json
 import os
 import platform
 import statistics
@@ -142,13 +143,18 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {kind: [] for kind in steps}
-    for _ in range(repeats * (20 if name == "lenet5" else 1)):
+    run = 21 if name == "lenet5" else 1
+    for _ in range(repeats):
         for kind, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[kind].append(time.perf_counter() - start)
+            time.sleep(0.1)  # PyTorch's threads spin for a while after their last work
+            for i in range(run):
+                start = time.perf_counter()
+                step()
+                if i or run == 1:
+                    times[kind].append(time.perf_counter() - start)
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     return {
+        "batch": size,
         "seconds": medians,
         "fastest": {kind: min(values) for kind, values in times.items()},
         "ratio_to_pytorch": {kind: value / medians["pytorch"] for kind, value in medians.items()},
@@ -180,9 +186,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One training step: PyTorch, stock JAX, pb_jax.")
     parser.add_argument("--models", default=",".join(models.NAMES), help="names, comma-separated")
     parser.add_argument("--batch", type=int, default=100, help="images a step (100)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps; LeNet-5: 20 times (5)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="turns; 20 steps each of LeNet-5, one of the others (5)",
+    )
     parser.add_argument("--no-stock", action="store_true", help="leave the stock convolution out")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="write the numbers here, beside those there")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := set(names) - set(models.NAMES):
@@ -204,15 +215,10 @@ def main() -> int:
             flush=True,
         )
     if arguments.json:
-        write_json(
-            arguments.json,
-            {
-                "machine": machine(),
-                "batch": arguments.batch,
-                "repeats": arguments.repeats,
-                "results": results,
-            },
-        )
+        # One network at a time keeps the machine quiet; results of the others stay.
+        if arguments.json.exists():
+            results = json.loads(arguments.json.read_text())["results"] | results
+        write_json(arguments.json, {"machine": machine(), "results": results})
     return 0
 
 
