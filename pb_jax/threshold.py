@@ -179,9 +179,10 @@ def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdE
     means = begin[:, None] + means / bins * (end - begin)[:, None]
 
     known = spread & (end > begin) & (split >= 0)
-    nan_unless = lambda condition, x: jnp.where(  # noqa: E731
-        condition.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan
-    )
+
+    def nan_unless(condition: Array, x: Array) -> Array:
+        return jnp.where(condition.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
+
     return ThresholdEstimate(
         threshold=nan_unless(known, scale * mean),
         region=nan_unless(spread, jnp.stack([begin, end], axis=1)),
