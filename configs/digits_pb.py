@@ -3,7 +3,10 @@
 Command: `python train.py --config configs/digits_pb.py`. Full training, to compare with:
 `--config.freeze.rule=none --workdir runs/digits_full`.
 
-Hardware: two CPU cores do.
+Hardware: two CPU cores do; about a minute with start-up and figures.
+
+Expected (seed 0, 2026-11-22): 98.3 % of the 360 test images with 81.0 % of the weights frozen,
+98.9 % with full training, 98.6 % with as many random weights frozen. One image is 0.28 points.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,11 @@
 Command: `python train.py --config configs/lenet5_pb.py`. Full training, to compare with:
 `--config.freeze.rule=none --workdir runs/lenet5_full`. A short run: `--config.epochs=12`.
 
-Hardware: two CPU cores do.
+Hardware: two CPU cores do, 5 to 10 s an epoch.
 
 Expected: the paper reports 99.25 % for full training, and 99.22 % with 93.70 % of the weights
-frozen.
+frozen. Measured for 12 epochs (seed 0, 2026-11-22): 99.03 % in full, 98.99 % with 83.1 % frozen,
+99.06 % with as many random weights frozen.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ Hardware: a GPU or TPU for all 110 epochs.
 
 Expected: the paper reports 88.12 % for full training, and 87.88 % with 79.68 % of the weights
 frozen.
+The short run (seed 0, 2026-11-22): 86.4 % frozen at t = 0.104.
 """
 
 from ml_collections import ConfigDict
