@@ -14,7 +14,9 @@ from jax import Array
 
 MAX_TOTAL = 2**31 - 1  # what an int32 counter holds
 _DIGIT = 11  # bits: a histogram of 2048 counters stays in the fastest cache
-_SMALL = 1 << 14  # a leaf with fewer weights is not worth a pass of its own
+_SMALL = 1 << 14  # a leaf with fewer weights is not worth a pass of its own,
+_FEW = 32  # where there are more of them than these;
+_PIECE = 1 << 18  # weights that are put end to end at most
 
 
 class Counts(NamedTuple):
@@ -61,17 +63,25 @@ def magnitudes(tree: Any) -> list[Array]:
 
 
 def joined(values: Sequence[Array]) -> list[Array]:
-    """The same numbers in fewer arrays, for statistics: small leaves are put end to end.
+    """The same numbers in fewer arrays, for statistics: many small leaves are put end to end.
 
     A program's size, and the time to compile it, grow with the number of arrays. A network of 330
-    leaves has 300 that together hold a fraction of its weights; the large ones stay as they are.
+    leaves has 300 small ones; they go into a few pieces of limited size, large ones stay as they
+    are, and so does a tree with few leaves.
 
-    >>> [x.shape for x in joined([jnp.ones(3), jnp.ones((200, 100)), jnp.ones((2, 2))])]
-    [(200, 100), (7,)]
+    >>> [x.shape for x in joined([jnp.ones(3), *[jnp.ones((2, 2))] * 40, jnp.ones((200, 100))])]
+    [(200, 100), (163,)]
     """
     small = [value.ravel() for value in values if value.size < _SMALL]
+    if len(small) <= _FEW:
+        return list(values)
+    pieces: list[list[Array]] = [[]]
+    for value in small:
+        if sum(member.size for member in pieces[-1]) + value.size > _PIECE:
+            pieces.append([])
+        pieces[-1].append(value)
     large = [value for value in values if value.size >= _SMALL]
-    return [*large, jnp.concatenate(small)] if len(small) > 1 else list(values)
+    return [*large, *(jnp.concatenate(piece) for piece in pieces)]
 
 
 def count(values: Sequence[Array]) -> Counts:

@@ -45,3 +45,15 @@ def test_magnitudes_are_float32(dtype):
     (found,) = mag.magnitudes(jnp.array([-2.0, 3.0]).astype(dtype))
     assert found.dtype == jnp.float32
     assert found.tolist() == [2.0, 3.0]
+
+
+def test_joining_keeps_every_number_in_pieces_of_limited_size():
+    rng = np.random.default_rng(0)
+    sizes = [*rng.integers(0, 9000, 100), 20_000, 16_384]
+    values = [jnp.asarray(rng.random(size), jnp.float32) for size in sizes]
+    pieces = mag.joined(values)
+    assert 3 <= len(pieces) <= 6
+    assert max(piece.size for piece in pieces) <= 2**18
+    before, after = (np.sort(np.concatenate(arrays)) for arrays in (values, pieces))
+    np.testing.assert_array_equal(before, after)
+    assert len(mag.joined(values[:20])) == 20, "a few are left alone"
