@@ -122,8 +122,17 @@ GOOD = cifar_archive(SPLITS, "bin")
         (gzip.compress(gzip.decompress(GOOD) + bytes(1_000_000)), "unpacks to more than"),
     ],
     # A gzip header holds the time: ids made of the bytes would differ between processes.
-    ids=["cut short", "no checksum", "not compressed", "no tar", "parent folder", "absolute"]
-    + ["link", "one huge member", "padded"],
+    ids=[
+        "cut short",
+        "no checksum",
+        "not compressed",
+        "no tar",
+        "parent folder",
+        "absolute",
+        "link",
+        "one huge member",
+        "padded",
+    ],
 )
 def test_damaged_archive_is_named_and_nothing_is_unpacked(tmp_path, content, message):
     path = tmp_path / cifar.BINARY_ARCHIVE
