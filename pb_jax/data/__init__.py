@@ -1,12 +1,29 @@
 """Datasets: real images as arrays, prepared once and read from disk ever after.
 
-`load` is what programs call; `python -m pb_jax.data` prepares and lists.
+`load` and `load_captions` are what programs call; `python -m pb_jax.data` prepares and lists.
 """
 
+from pb_jax.data.captions import CaptionDataset, CaptionSplit, normalize_caption
 from pb_jax.data.dataset import Dataset, Split
 from pb_jax.data.errors import DataError
-from pb_jax.data.loading import load
+from pb_jax.data.loading import load, load_captions
 from pb_jax.data.normalization import normalize
-from pb_jax.data.specs import DATASETS
+from pb_jax.data.pictures import ImageSource
+from pb_jax.data.specs import CAPTION_DATASETS, DATASETS
+from pb_jax.data.vocabulary import Vocabulary
 
-__all__ = ["DATASETS", "DataError", "Dataset", "Split", "load", "normalize"]
+__all__ = [
+    "CAPTION_DATASETS",
+    "DATASETS",
+    "CaptionDataset",
+    "CaptionSplit",
+    "DataError",
+    "Dataset",
+    "ImageSource",
+    "Split",
+    "Vocabulary",
+    "load",
+    "load_captions",
+    "normalize",
+    "normalize_caption",
+]

@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
-from pb_jax.data import digits, preparation
+from pb_jax.data import digits, preparation, shapes
+from pb_jax.data.captions import CaptionDataset
 from pb_jax.data.dataset import Dataset, Split
 from pb_jax.data.errors import DataError
 from pb_jax.data.progress import Progress
-from pb_jax.data.specs import Spec, find
+from pb_jax.data.specs import Spec, find, find_captions
 
 
 def load(
@@ -41,8 +42,8 @@ def load(
         ((100, 28, 28, 1), (360,))
     """
     spec = find(name)
-    _check_limit("limit_train", limit_train, spec.geometry.train_size, spec)
-    _check_limit("limit_eval", limit_eval, spec.geometry.test_size, spec)
+    _check_limit("limit_train", limit_train, spec.geometry.train_size, name)
+    _check_limit("limit_eval", limit_eval, spec.geometry.test_size, name)
     content = _content(spec, data_dir, source_dir, progress)
     return Dataset(
         name=spec.name,
@@ -52,6 +53,52 @@ def load(
         class_names=spec.class_names,
         mean=spec.mean,
         std=spec.std,
+    )
+
+
+def load_captions(
+    name: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    source_dir: str | os.PathLike[str] | None = None,
+    limit_train: int | None = None,
+    limit_eval: int | None = None,
+    progress: bool = True,
+) -> CaptionDataset:
+    """Load a dataset of pictures with captions, preparing it on first use.
+
+    Args:
+        name: one of `pb_jax.data.CAPTION_DATASETS`.
+        data_dir: the TFDS root folder; None: TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        source_dir: a folder with the original files; None: prepared data.
+        limit_train: take only the first pictures of the training split, all captions of each.
+        limit_eval: the same for the validation and the test split.
+        progress: say on standard error what takes time, and what was irregular.
+
+    Returns:
+        The dataset; pictures are decoded when they are read.
+
+    Raises:
+        DataError: the name or a limit is wrong, or the data are missing, damaged or unwritable.
+
+    Example:
+        >>> dataset = load_captions("shapes", limit_train=100)
+        >>> dataset.train.images.read([0, 5]).shape, len(dataset.train.captions)
+        ((2, 48, 48, 3), 100)
+        >>> dataset.test.captions[0][0]
+        'a large green triangle is left of a small blue ring'
+    """
+    find_captions(name)
+    content, notes = shapes.read(), ()
+    train, validation, test = (content[split] for split in ("train", "validation", "test"))
+    _check_limit("limit_train", limit_train, len(train.captions), name)
+    _check_limit("limit_eval", limit_eval, min(len(validation.captions), len(test.captions)), name)
+    return CaptionDataset(
+        name=name,
+        train=train.first(limit_train),
+        validation=validation.first(limit_eval),
+        test=test.first(limit_eval),
+        notes=notes,
     )
 
 
@@ -71,10 +118,10 @@ def _content(
     )
 
 
-def _check_limit(argument: str, limit: int | None, size: int, spec: Spec) -> None:
+def _check_limit(argument: str, limit: int | None, size: int, name: str) -> None:
     if limit is None:
         return
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise DataError(f"{argument} must be a whole number or None; got {limit!r}")
     if not 1 <= limit <= size:
-        raise DataError(f"{argument} must be 1 to {size} for {spec.name}; got {limit}")
+        raise DataError(f"{argument} must be 1 to {size} for {name}; got {limit}")

@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from pb_jax.data import cifar, idx
+from pb_jax.data import cifar, idx, shapes
 from pb_jax.data.dataset import Geometry, Split
 from pb_jax.data.errors import DataError
 
@@ -226,8 +227,55 @@ DIGITS = Spec(
 DATASETS = {spec.name: spec for spec in (MNIST, FASHION_MNIST, CIFAR10, DIGITS)}
 
 
+@dataclass(frozen=True)
+class CaptionSpec:
+    """A dataset of pictures with captions.
+
+    Attributes:
+        name: what `load_captions` calls it.
+        version: of our TFDS builder.
+        title: one line for people.
+        homepage: where it comes from.
+        sizes: pictures in each split, as published.
+        picture: their size, for people.
+        built_in: needs no files.
+    """
+
+    name: str
+    version: str
+    title: str
+    homepage: str
+    sizes: Mapping[str, int]
+    picture: str
+    built_in: bool = False
+
+
+FLICKR8K = CaptionSpec(
+    name="flickr8k",
+    version="1.0.0",
+    title="Flickr8k photographs with five captions each",
+    homepage="https://doi.org/10.1613/jair.3994",
+    sizes={"train": 6_000, "validation": 1_000, "test": 1_000},
+    picture="various",
+)
+
+SHAPES = CaptionSpec(
+    name="shapes",
+    version="1.0.0",
+    title="Coloured shapes in relations, rendered, with five true captions each",
+    homepage="",
+    sizes=shapes.SPLITS,
+    picture=f"{shapes.SIZE}x{shapes.SIZE}x3",
+    built_in=True,
+)
+
+CAPTION_DATASETS = {spec.name: spec for spec in (FLICKR8K, SHAPES)}
+
+_Spec = TypeVar("_Spec", Spec, CaptionSpec)
+
+
 def find(name: str) -> Spec:
-    """Return the dataset called `name`.
+    """Return the dataset of labelled images called `name`.
 
     Raises:
         DataError: there is none; the message suggests one.
@@ -238,8 +286,27 @@ def find(name: str) -> Spec:
         ...
         pb_jax.data.errors.DataError: unknown dataset 'cifar-10'; did you mean 'cifar10'? Known: ...
     """
-    if name in DATASETS:
-        return DATASETS[name]
-    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), DATASETS, n=1)
+    return _find(name, DATASETS)
+
+
+def find_captions(name: str) -> CaptionSpec:
+    """Return the dataset of pictures with captions called `name`.
+
+    Raises:
+        DataError: there is none; the message suggests one.
+
+    Example:
+        >>> find_captions("flickr")
+        Traceback (most recent call last):
+        ...
+        pb_jax.data.errors.DataError: unknown dataset 'flickr'; did you mean 'flickr8k'? Known: ...
+    """
+    return _find(name, CAPTION_DATASETS)
+
+
+def _find(name: str, known: Mapping[str, _Spec]) -> _Spec:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
     suggestion = f"did you mean {close[0]!r}? " if close else ""
-    raise DataError(f"unknown dataset {name!r}; {suggestion}Known: {', '.join(DATASETS)}")
+    raise DataError(f"unknown dataset {name!r}; {suggestion}Known: {', '.join(known)}")
