@@ -165,13 +165,31 @@ def smallest(values: Sequence[Array], rank: int) -> Array:
     """
     if rank < 1 or not values:
         return jnp.array(jnp.nan)
+    return _ranked(values, jnp.array(rank, jnp.int32))
+
+
+def largest(values: Sequence[Array], rank: int) -> Array:
+    """The `rank`-th largest (from 1) of the finite, non-negative `values`; NaN for rank 0.
+
+    Where there are fewer finite values, the smallest of them.
+
+    >>> float(largest([jnp.array([5.0, 1.0]), jnp.array([3.0, jnp.inf])], 2))
+    3.0
+    """
+    if rank < 1 or not values:
+        return jnp.array(jnp.nan)
+    finite = total_of(jnp.sum(jnp.isfinite(value), dtype=jnp.int32) for value in values)
+    return _ranked(values, jnp.maximum(finite - rank + 1, 1))
+
+
+def _ranked(values: Sequence[Array], rank: Array) -> Array:
     dtype = values[0].dtype
     whole = jnp.int64 if dtype == jnp.float64 else jnp.int32
     patterns = [
         jax.lax.bitcast_convert_type(jnp.nan_to_num(value, nan=jnp.inf, posinf=jnp.inf), whole)
         for value in values
     ]
-    remaining, found = jnp.array(rank, jnp.int32), jnp.zeros((), whole)
+    remaining, found = rank, jnp.zeros((), whole)
     shift = jnp.iinfo(whole).bits - 1
     while shift:
         digit = min(shift, _DIGIT)

@@ -24,8 +24,9 @@ class Selection(NamedTuple):
 
     Attributes:
         mask: pytree like the gradients, bool arrays of their shapes: True trains, False is frozen.
-        threshold: float scalar, the score up to which weights are frozen, in the rule's units; NaN
-            where there is none. With scope "leaf" a pytree like the gradients, a scalar a leaf.
+        threshold: float scalar, the score up to which weights are frozen (from which on, where the
+            largest are), in the rule's units; NaN where there is none. With scope "leaf" a pytree
+            like the gradients, a scalar a leaf.
         estimate: how `kde_otsu` with scope "global" came to it; None for the other rules.
     """
 
@@ -157,7 +158,12 @@ def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rul
     return rule
 
 
-def quantile(frozen: float, learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rule:
+def quantile(
+    frozen: float,
+    learning_rate: ArrayLike = 1.0,
+    scope: str = "global",
+    largest: bool = False,
+) -> Rule:
     """Freeze the share `frozen` of all weights: those with the smallest gradients, zeros included.
 
     Weights with equal magnitude at the threshold are all frozen, so that the share may be larger,
@@ -167,6 +173,8 @@ def quantile(frozen: float, learning_rate: ArrayLike = 1.0, scope: str = "global
         frozen: share to be frozen, in [0, 1).
         learning_rate: α, above 0: the unit of the reported threshold only.
         scope: "global", of all weights together, or "leaf", of each leaf.
+        largest: freeze those with the largest gradients instead. If the method is right, this
+            control must do worse than `random`.
 
     Raises:
         ValueError: for an argument out of range.
@@ -175,14 +183,18 @@ def quantile(frozen: float, learning_rate: ArrayLike = 1.0, scope: str = "global
         >>> import jax.numpy as jnp, pb_jax
         >>> pb_jax.quantile(0.5)(jnp.array([4.0, -1.0, 3.0, 2.0])).mask
         Array([ True, False,  True, False], dtype=bool)
+        >>> pb_jax.quantile(0.5, largest=True)(jnp.array([4.0, -1.0, 3.0, 2.0])).mask
+        Array([False,  True, False,  True], dtype=bool)
     """
     check_number("frozen", frozen, least=0, below=1)
     check_number("learning_rate", learning_rate, above=0)
     check_choice("scope", scope, SCOPES)
+    check_choice("largest", largest, (False, True))
+    freeze = _freeze_largest if largest else _freeze_smallest
 
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
-        mask, threshold = _freeze_smallest(mag.magnitudes(grads), frozen, scope)
+        mask, threshold = freeze(mag.magnitudes(grads), frozen, scope)
         return _selection(grads, mask, threshold / learning_rate, scope)
 
     return rule
@@ -291,11 +303,32 @@ def _above(values: Sequence[Array], thresholds: Array) -> list[Array]:
 def _freeze_smallest(
     values: Sequence[Array], frozen: float, scope: str
 ) -> tuple[list[Array], Array]:
-    thresholds = [
-        mag.smallest(mag.joined(group), round(frozen * sum(value.size for value in group)))
-        for group in _groups(values, scope)
-    ]
-    return _above(values, jnp.stack(thresholds)), jnp.stack(thresholds)
+    thresholds = _limits(mag.smallest, values, frozen, scope)
+    return _above(values, thresholds), thresholds
+
+
+def _freeze_largest(
+    values: Sequence[Array], frozen: float, scope: str
+) -> tuple[list[Array], Array]:
+    thresholds = _limits(mag.largest, values, frozen, scope)
+    # Their negatives are at most the negative threshold; only -inf must not count.
+    finite = [jnp.where(jnp.isfinite(value), -value, jnp.nan) for value in values]
+    return _above(finite, -thresholds), thresholds
+
+
+def _limits(
+    ranked: Callable[[Sequence[Array], int], Array],
+    values: Sequence[Array],
+    frozen: float,
+    scope: str,
+) -> Array:
+    """The last score of the share `frozen` of each group."""
+    return jnp.stack(
+        [
+            ranked(mag.joined(group), round(frozen * sum(value.size for value in group)))
+            for group in _groups(values, scope)
+        ]
+    )
 
 
 def _selection(

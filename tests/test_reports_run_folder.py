@@ -70,6 +70,12 @@ def test_a_threshold_of_weights_is_none_of_gradients(tmp_path, per_leaf):
     assert np.isnan(mask.leaf_thresholds).all()
 
 
+def test_where_the_largest_are_frozen_there_is_no_upper_threshold(tmp_path):
+    write_run(tmp_path, rule="quantile", freeze={"largest": True})
+    write_mask(tmp_path)
+    assert math.isnan(read_run(tmp_path).masks[0].threshold)
+
+
 def test_null_is_nan_and_a_line_cut_short_does_not_count(tmp_path):
     write_run(tmp_path, epochs=3)
     path = tmp_path / "metrics.jsonl"

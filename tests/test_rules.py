@@ -15,6 +15,8 @@ RULES = {
     "mean_threshold by leaf": pb_jax.mean_threshold(scope="leaf"),
     "quantile": pb_jax.quantile(0.6),
     "quantile by leaf": pb_jax.quantile(0.6, scope="leaf"),
+    "largest": pb_jax.quantile(0.6, largest=True),
+    "largest by leaf": pb_jax.quantile(0.6, scope="leaf", largest=True),
     "random": pb_jax.random(0.6),
     "random by leaf": pb_jax.random(0.6, scope="leaf"),
     "weight_magnitude": pb_jax.weight_magnitude(0.6),
@@ -59,9 +61,10 @@ def floats(tree):
     return [np.asarray(x, np.float32) for x in jax.tree.leaves(tree) if x.dtype != jnp.int32]
 
 
-def masks(rule, tree, **options):
-    mask = rule(tree, tree, **options).mask
-    return [np.asarray(mask["conv"]["bias"]), np.asarray(mask["conv"]["kernel"])]
+def floats_of(mask, tree):
+    """The mask's leaves at those of the tree that are trained."""
+    pairs = zip(jax.tree.leaves(mask), jax.tree.leaves(tree), strict=True)
+    return [np.asarray(trains) for trains, leaf in pairs if leaf.dtype != jnp.int32]
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
@@ -118,6 +121,35 @@ def test_quantile_freezes_the_smallest(values, frozen):
     wanted = round(frozen * values.size)
     limit = np.sort(values)[wanted - 1] if wanted else -1.0
     assert mask.tolist() == (values > limit).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(st.floats(0, 2.0**100, width=32), st.sampled_from([0.0, np.inf, np.nan])),
+        min_size=8,
+        max_size=8,
+    ),
+    st.sampled_from([0.0, 0.25, 0.5, 0.9]),
+)
+def test_quantile_freezes_the_largest(values, frozen):
+    values = np.array(values, np.float32)
+    mask = np.asarray(pb_jax.quantile(frozen, largest=True)(jnp.asarray(values)).mask)
+    wanted = round(frozen * values.size)
+    finite = np.sort(values[np.isfinite(values)])[::-1]
+    chosen = finite[:wanted]  # fewer where too many are not finite
+    expected = [bool(x in chosen) for x in values]
+    assert (~mask).tolist() == expected
+
+
+def test_largest_and_smallest_are_complements(tree):
+    smallest = pb_jax.quantile(0.25)(tree)
+    largest = pb_jax.quantile(0.75, largest=True)(tree)
+    for one, other in zip(
+        floats_of(smallest.mask, tree), floats_of(largest.mask, tree), strict=True
+    ):
+        np.testing.assert_array_equal(one, ~other)
+    assert largest.threshold > smallest.threshold
 
 
 @settings(max_examples=20, deadline=None)
@@ -178,6 +210,7 @@ def test_a_tree_without_weights(name, empty):
         (lambda: pb_jax.kde_otsu(scope="layer"), "scope must be 'global' or 'leaf', got 'layer'"),
         (lambda: pb_jax.fixed_threshold(-1), "t must be a number at least 0, got -1"),
         (lambda: pb_jax.fixed_threshold(1, learning_rate=0), "learning_rate"),
+        (lambda: pb_jax.quantile(0.5, largest="yes"), "largest must be False or True, got 'yes'"),
     ],
 )
 def test_wrong_arguments_are_named(make, message):

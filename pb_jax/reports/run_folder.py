@@ -40,7 +40,7 @@ class Mask:
         epoch: in which that was.
         learning_rate: α.
         frozen_fraction: share of all weights.
-        threshold: t in units of x = abs(gradient) / α. NaN: none, one a leaf, or not of gradients.
+        threshold: up to which x = abs(gradient) / α is frozen. NaN: none, one a leaf, or not such.
         leaf_thresholds: (leaves,), t of each leaf; NaN where there is none.
         names: of the leaves, in network order, as are the following.
         sizes: (leaves,), numbers of weights.
@@ -110,7 +110,8 @@ def read_run(workdir: Path) -> Run:
         raise UserError(f"there is no folder {workdir}; give the --workdir of a run of train.py")
     model, dataset, freeze = _read_config(workdir / "config.json")
     paths = sorted(workdir.glob("mask_step_*.npz"))
-    masks = [read_mask(path, rule=freeze["rule"]) for path in paths]
+    largest = bool(freeze.get("largest"))
+    masks = [read_mask(path, rule=freeze["rule"], largest=largest) for path in paths]
     return Run(
         model=model,
         dataset=dataset,
@@ -120,12 +121,13 @@ def read_run(workdir: Path) -> Run:
     )
 
 
-def read_mask(path: Path, *, rule: str) -> Mask:
+def read_mask(path: Path, *, rule: str, largest: bool = False) -> Mask:
     """Read a `mask_step_*.npz`, in the format that `pb_jax.training` describes.
 
     Args:
         path: the file.
         rule: that made the mask.
+        largest: whether it froze the largest gradients: then t is no upper limit, and left out.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -136,7 +138,7 @@ def read_mask(path: Path, *, rule: str) -> Mask:
         counts = {key: content[key].astype(np.int64) for key in _LEAF_COUNTS}
         histograms, edges = content["hist_counts"], content["hist_edges"]
         threshold = float(content.get("threshold", math.nan))
-        if rule in _RULES_BY_WEIGHT:
+        if rule in _RULES_BY_WEIGHT or largest:
             threshold, leaf_thresholds = math.nan, np.full(len(names), math.nan)
         else:
             leaf_thresholds = content.get("leaf_thresholds", np.full(len(names), threshold))

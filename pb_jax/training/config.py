@@ -121,6 +121,9 @@ KEYS: Mapping[str, Key] = {
     "dataset.limit_train": _whole(None, 1, "use only so many training examples"),
     "dataset.limit_eval": _whole(None, 1, "use only so many test examples"),
     "checkpoint.every_epochs": _whole(1, 1, "save the latest; the best is saved at once"),
+    "freeze.largest": Key(
+        None, (bool, type(None)), "of quantile: freeze the largest gradients, not the smallest"
+    ),
     "checkpoint.keep": _whole(2, 1, "latest checkpoints to keep, besides the best"),
 }
 """All keys. `default_config` makes a `ConfigDict` of them."""
@@ -209,7 +212,7 @@ def rule_parameters(rule: str) -> dict[str, Any]:
     }
 
 
-_RULE_KEYS = ("coverage", "bandwidth", "bins", "scale", "scope", "threshold", "frozen")
+_RULE_KEYS = ("coverage", "bandwidth", "bins", "scale", "scope", "threshold", "frozen", "largest")
 _OPTIMIZER_KEYS = ("b1", "b2", "eps", "momentum", "nesterov", "weight_decay")
 
 
