@@ -103,9 +103,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
         # --------------------------------------------------------------------------------------
         # Optimizer, and what it is to freeze.
         # --------------------------------------------------------------------------------------
-        steps_per_epoch = len(data.train.labels) // config["batch_size"]
-        learning_rate, optimizer = training.make_optimizer(config, steps_per_epoch)
-        freezing = training.make_freezing(config, steps_per_epoch)
+        task = training.Classification(model, data, config["batch_size"])
+        learning_rate, optimizer = training.make_optimizer(config, task.steps_per_epoch)
+        freezing = training.make_freezing(config, task.steps_per_epoch)
 
         # --------------------------------------------------------------------------------------
         # Training, and the figures that show it.
@@ -113,12 +113,10 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
         platform = jax.default_backend()
         print(f"{config['model']['name']} on {jax.devices()[0].device_kind}, in {workdir}")
         summary = training.fit(
-            model,
-            data,
+            task,
             optimizer,
             workdir,
             epochs=config["epochs"],
-            batch_size=config["batch_size"],
             learning_rate=learning_rate,
             freezing=freezing,
             seed=config["seed"],

@@ -32,7 +32,7 @@ def state(seed):
 
 
 def save(folder, accuracies, keep=2):
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder, keep=keep)
     for epoch, accuracy in enumerate(accuracies, 1):
         checkpoints.save(state(epoch), {"epoch": epoch, "val_accuracy": accuracy})
     checkpoints.close()

@@ -8,9 +8,9 @@ from flax import nnx
 import pb_jax
 from pb_jax.training import Freezing
 from pb_jax.training.batches import training_order
+from pb_jax.training.classification import cross_entropy, normalised
 from pb_jax.training.loop import _strong
 from pb_jax.training.modules import functional
-from pb_jax.training.step import cross_entropy, normalised
 from tests.tiny_training import (
     BATCH,
     MEAN,

@@ -51,14 +51,14 @@ def test_the_summary_names_the_first_best_epoch_and_the_last_mask():
         record(3, val_accuracy=0.9, frozen_fraction=0.8, threshold=0.25, seconds=3.0),
         record(4, val_accuracy=0.6, frozen_fraction=0.0, threshold=None, seconds=4.0),
     ]
-    summary = metrics.summarise(records, parameters=12)
+    summary = metrics.summarise(records, "val_accuracy", parameters=12, epochs=4)
     assert (summary["best_val_accuracy"], summary["best_epoch"]) == (0.9, 2)
     assert (summary["final_val_accuracy"], summary["epochs"]) == (0.6, 4)
     assert (summary["frozen_fraction"], summary["threshold"]) == (0.8, 0.25)
     assert (summary["parameters"], summary["seconds"]) == (12, 10.0)
     assert {"python", "jax", "flax", "optax", "numpy"} <= summary["versions"].keys()
     json.dumps(summary, allow_nan=False)
-    full = metrics.summarise(records[:1], 12)
+    full = metrics.summarise(records[:1], "val_accuracy", parameters=12, epochs=1)
     assert (full["frozen_fraction"], full["threshold"]) == (0.0, None)
     assert "threshold            none" in metrics.table(full)
 

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,10 @@ from jax import export
 
 import models
 import pb_jax
-from pb_jax.training import Freezing, optimizers
-from pb_jax.training.modules import functional
-from pb_jax.training.step import (
-    EvalTotals,
-    Split,
-    Steps,
-    Totals,
-    frozen_counts,
-    normalised,
-    zero_share,
-)
+from pb_jax.training import Classification, Freezing, optimizers
+from pb_jax.training.classification import Split, normalised
+from pb_jax.training.step import Steps, Totals, frozen_counts, zero_share
+from pb_jax.training.task import EvalTotals
 from tests.tiny_training import tiny_data, tiny_freezing, tiny_steps
 
 
@@ -54,7 +48,7 @@ def test_totals_are_sums_and_the_batch_goes_with_the_step():
         state, totals = step(state, totals, data, order)
         losses.append(float(totals.loss) - sum(losses))
     assert int(state.step) == int(totals.steps) == 3
-    assert 0 <= int(totals.correct) <= 30
+    assert 0 <= int(totals.correct) <= int(totals.counted) == 30
     other = Split(data.images.at[30:].set(0), data.labels)  # batches that have not been used
     again, repeated = tiny_steps()[1], Totals.empty()
     for _ in range(3):
@@ -77,11 +71,12 @@ def test_the_first_step_that_is_not_finite_is_remembered():
 def test_evaluation_leaves_out_what_fills_a_batch_up():
     steps, state = tiny_steps()
     data = tiny_split()
-    nothing = EvalTotals(jnp.zeros([]), jnp.zeros([], jnp.int32))
+    nothing = EvalTotals.empty()
     one = steps.evaluate(state.params, state.model_state, nothing, data, jnp.array([4, 7, -1, -1]))
     two = steps.evaluate(state.params, state.model_state, nothing, data, jnp.array([4, 7]))
     np.testing.assert_allclose(one.loss, two.loss, rtol=1e-6)
     assert int(one.correct) == int(two.correct)
+    assert int(one.counted) == int(two.counted) == 2
 
 
 def test_the_ordinary_step_has_no_branch():
@@ -112,18 +107,23 @@ def test_steps_lower_for_every_platform(name):
     """Without such a device: the training and mask steps, the scanned epoch, and evaluation."""
     shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
     channels = shape[-1]
-    parts = functional(models.create(name, rngs=nnx.Rngs(0)))
+    part = types.SimpleNamespace(
+        images=np.zeros((100, *shape), np.uint8), labels=np.zeros(100, np.int32)
+    )
+    images = types.SimpleNamespace(
+        train=part, test=part, mean=(0.5,) * channels, std=(0.3,) * channels
+    )
+    task = Classification(models.create(name, rngs=nnx.Rngs(0)), images, batch_size=10)
     freezing = Freezing(pb_jax.kde_otsu(learning_rate=1e-3), 10, alpha=1e-3)
     optimizer = optimizers.create("amsgrad_torch", optimizers.piecewise(1e-3, (40,), 0.1, 10))
-    steps = Steps(parts.apply, optimizer, (0.5,) * channels, (0.3,) * channels, freezing)
-    state = jax.eval_shape(steps.initial, parts.params, parts.model_state)
+    steps = Steps(task, optimizer, freezing)
+    state = jax.eval_shape(steps.initial, task.params, task.model_state)
     totals = jax.eval_shape(Totals.empty)
     data = Split(
         jax.ShapeDtypeStruct((100, *shape), jnp.uint8), jax.ShapeDtypeStruct((100,), jnp.int32)
     )
     order = jax.ShapeDtypeStruct((10, 10), jnp.int32)
-    eval_totals = EvalTotals(totals.loss, totals.correct)
-    evaluated = (state.params, state.model_state, eval_totals, data)
+    evaluated = (state.params, state.model_state, jax.eval_shape(EvalTotals.empty), data)
     many = functools.partial(steps.train_many, count=9)
     calls = [
         (steps.train, (state, totals, data, order)),

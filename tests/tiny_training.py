@@ -14,8 +14,7 @@ from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 import pb_jax
-from pb_jax.training import Freezing, fit, metrics, optimizers
-from pb_jax.training.modules import functional
+from pb_jax.training import Classification, Freezing, fit, metrics, optimizers
 from pb_jax.training.step import Steps
 
 TRAIN, TEST, CLASSES, BATCH = 83, 25, 4, 10
@@ -73,6 +72,10 @@ def tiny_data() -> Any:
     )
 
 
+def tiny_task(data: Any = None, batch_size: int = BATCH) -> Classification:
+    return Classification(Tiny(nnx.Rngs(0)), data or tiny_data(), batch_size)
+
+
 def tiny_schedule() -> optax.Schedule:
     return optimizers.piecewise(1e-2, (4,), 0.1, STEPS)
 
@@ -88,7 +91,6 @@ def tiny_fit(workdir: Path, epochs: int = 4, **changes: Any) -> dict[str, Any]:
     workdir.mkdir(exist_ok=True)
     stream = io.StringIO()
     options: dict[str, Any] = {
-        "batch_size": BATCH,
         "learning_rate": tiny_schedule(),
         "freezing": tiny_freezing(),
         "seed": 3,
@@ -97,11 +99,10 @@ def tiny_fit(workdir: Path, epochs: int = 4, **changes: Any) -> dict[str, Any]:
     optimizer = changes.pop("optimizer", None)
     if optimizer is None:
         optimizer = optimizers.create("adamw", tiny_schedule(), weight_decay=0.01)
-    data = changes.pop("data", None) or tiny_data()
-    model = Tiny(nnx.Rngs(0))
+    task = tiny_task(changes.pop("data", None), changes.pop("batch_size", BATCH))
     options |= changes
     try:
-        summary = fit(model, data, optimizer, workdir, epochs=epochs, **options)
+        summary = fit(task, optimizer, workdir, epochs=epochs, **options)
     finally:
         (workdir / "printed.txt").write_text(stream.getvalue())
     return summary
@@ -109,10 +110,10 @@ def tiny_fit(workdir: Path, epochs: int = 4, **changes: Any) -> dict[str, Any]:
 
 def tiny_steps(freezing: Freezing | None = None, optimizer: Any = None) -> tuple[Steps, Any]:
     """The step functions of the tiny network, and its first state."""
-    parts = functional(Tiny(nnx.Rngs(0)))
+    task = tiny_task()
     optimizer = optimizer or optimizers.create("adamw", tiny_schedule(), weight_decay=0.01)
-    steps = Steps(parts.apply, optimizer, MEAN, STD, freezing)
-    return steps, steps.initial(parts.params, parts.model_state)
+    steps = Steps(task, optimizer, freezing)
+    return steps, steps.initial(task.params, task.model_state)
 
 
 def saved_state(workdir: Path, epoch: int, freezing: Freezing | None = None) -> dict[str, Any]:

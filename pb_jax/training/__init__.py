@@ -45,6 +45,7 @@ Batch statistics are no parameters: they go on moving under a mask, as they do i
 """
 
 from pb_jax.training import metrics, optimizers
+from pb_jax.training.classification import Classification
 from pb_jax.training.config import (
     KEYS,
     check_known,
@@ -55,12 +56,17 @@ from pb_jax.training.config import (
 from pb_jax.training.factory import make_freezing, make_optimizer, make_rule
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.loop import DivergedError, fit
+from pb_jax.training.plateau import Plateau
+from pb_jax.training.task import Task
 from pb_jax.training.workdir import exclusive, finished, settle
 
 __all__ = [
     "KEYS",
+    "Classification",
     "DivergedError",
     "Freezing",
+    "Plateau",
+    "Task",
     "check_known",
     "default_config",
     "describe_keys",

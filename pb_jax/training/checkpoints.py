@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pb_jax.errors import UserError
+from pb_jax.training.modules import Arrays
 
 
 class Checkpoints:
@@ -23,11 +24,18 @@ class Checkpoints:
 
     Args:
         folder: made where it is missing.
-        keep: how many of the latest to keep, besides the best by `val_accuracy`.
+        score: the record's key by which the best is chosen; more is better.
+        keep: how many of the latest to keep, besides the best.
         warn: called with a message where a damaged checkpoint is passed over.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        score: str = "val_accuracy",
+        keep: int = 2,
+        warn: Callable[[str], None] = print,
+    ) -> None:
         import orbax.checkpoint as ocp  # a second or two, so not at the top
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -36,7 +44,7 @@ class Checkpoints:
             [LatestN(keep), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
         )
         self._ocp = ocp
-        self._warn = warn
+        self._warn, self._score = warn, score
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -65,7 +73,7 @@ class Checkpoints:
                 state=save.StandardSave(_flat(state)),  # pyright: ignore[reportCallIssue]
                 record=save.JsonSave(record),  # pyright: ignore[reportCallIssue]
             ),
-            metrics={"val_accuracy": record["val_accuracy"], "epoch": record["epoch"]},
+            metrics={"score": record[self._score], "epoch": record["epoch"]},
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -116,10 +124,7 @@ class Checkpoints:
                 record=args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             ),
         )
-        leaves, structure = jax.tree.flatten(like)
-        names = list(_flat(like))
-        restored = [_as_key(found["state"][n], leaf) for n, leaf in zip(names, leaves, strict=True)]
-        return jax.tree.unflatten(structure, restored), found["record"]
+        return _unflat(found["state"], like), found["record"]
 
     def _set_aside(self, epoch: int) -> None:
         """Move a damaged checkpoint out of the way of the one that takes its place."""
@@ -131,9 +136,42 @@ class Checkpoints:
         self._manager.reload()
 
 
+def read_model(
+    folder: Path, epoch: int, params: Arrays, model_state: Arrays
+) -> tuple[Arrays, Arrays]:
+    """Parameters and model state of one checkpoint, without the optimizer's state.
+
+    Args:
+        folder: of the checkpoints.
+        epoch: whose.
+        params: arrays with the names, shapes and dtypes of those that were saved.
+        model_state: the same.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged, or of another model.
+    """
+    import orbax.checkpoint as ocp
+
+    path = folder.resolve() / str(epoch) / "state"
+    like = {"params": params, "model_state": model_state}
+    abstract = jax.tree.map(_abstract, _flat(like))
+    args = ocp.args.PyTreeRestore(
+        item=abstract,  # pyright: ignore[reportCallIssue]
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),  # pyright: ignore[reportCallIssue]
+        partial_restore=True,  # pyright: ignore[reportCallIssue]
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(path, args=args)
+        both = _unflat(found, like)
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    return both["params"], both["model_state"]
+
+
 def _rank(metrics: Any) -> Any:
-    """Of two epochs with the same accuracy, the earlier is the better."""
-    return (metrics["val_accuracy"], -metrics["epoch"])
+    """Of two epochs with the same score, the earlier is the better."""
+    return (metrics["score"], -metrics["epoch"])
 
 
 def _flat(state: Any) -> dict[str, jax.Array]:
@@ -143,6 +181,14 @@ def _flat(state: Any) -> dict[str, jax.Array]:
         jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf)
         for path, leaf in leaves
     }
+
+
+def _unflat(found: dict[str, jax.Array], like: Any) -> Any:
+    """The inverse of `_flat`, for a tree of the structure of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    names = list(_flat(like))
+    restored = [_as_key(found[name], leaf) for name, leaf in zip(names, leaves, strict=True)]
+    return jax.tree.unflatten(structure, restored)
 
 
 def _plain(leaf: Any) -> jax.Array:

@@ -83,6 +83,12 @@ KEYS: Mapping[str, Key] = {
         "increasing whole numbers above 0, such as (40, 80)",
     ),
     "optimizer.decay": _number(0.1, "factor on the rate at each boundary", *_POSITIVE),
+    "optimizer.patience": _whole(
+        None, 1, "the rate decays after so many epochs without a better score; None: never"
+    ),
+    "optimizer.stop_patience": _whole(
+        None, 1, "training ends after so many epochs without a better score; None: never"
+    ),
     "optimizer.b1": _number(None, "decay of the first moment", *_SHARE),
     "optimizer.b2": _number(None, "decay of the second moment", *_SHARE),
     "optimizer.eps": _number(None, "added to the denominator", *_POSITIVE),
@@ -115,15 +121,15 @@ KEYS: Mapping[str, Key] = {
     "freeze.scope": _choice(None, ("global", "leaf"), "one selection for all, or one a leaf"),
     "freeze.threshold": _number(None, "of fixed_threshold: t, in units of x", *_POSITIVE),
     "freeze.frozen": _number(None, "of quantile, random, weight_magnitude: the share", *_SHARE),
+    "freeze.largest": Key(
+        None, (bool, type(None)), "of quantile: freeze the largest gradients, not the smallest"
+    ),
     "dataset.name": _text("mnist", "the data, see pb_jax.data"),
     "dataset.data_dir": _text(None, "where prepared data is kept; None: TFDS's folder"),
     "dataset.source_dir": _text(None, "folder with the original files; None: download"),
     "dataset.limit_train": _whole(None, 1, "use only so many training examples"),
     "dataset.limit_eval": _whole(None, 1, "use only so many test examples"),
     "checkpoint.every_epochs": _whole(1, 1, "save the latest; the best is saved at once"),
-    "freeze.largest": Key(
-        None, (bool, type(None)), "of quantile: freeze the largest gradients, not the smallest"
-    ),
     "checkpoint.keep": _whole(2, 1, "latest checkpoints to keep, besides the best"),
 }
 """All keys. `default_config` makes a `ConfigDict` of them."""
@@ -244,6 +250,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, key in KEYS.items():
         _check_value(name, key, flat[name])
     _check_epochs(flat)
+    _check_schedule(flat)
     rule, optimizer = flat["freeze.rule"], flat["optimizer.name"]
     taken = rule_parameters(rule)
     _fill(flat, "freeze", _RULE_KEYS, taken, f"rule {rule!r}")
@@ -259,6 +266,15 @@ def _check_value(name: str, key: Key, value: Any) -> None:
         raise UserError(f"{name}={value!r} is not allowed: {kinds}{optional}")
     if value is not None and key.check is not None and not key.check(value):
         raise UserError(f"{name}={value!r} is not allowed: {key.allowed}")
+
+
+def _check_schedule(flat: Mapping[str, Any]) -> None:
+    if flat["optimizer.patience"] is None and flat["optimizer.stop_patience"] is not None:
+        raise UserError("optimizer.stop_patience has no effect without optimizer.patience")
+    if flat["optimizer.patience"] is not None and flat["optimizer.boundaries"]:
+        raise UserError(
+            "optimizer.boundaries and optimizer.patience both set the learning rate: give one"
+        )
 
 
 def _check_epochs(flat: Mapping[str, Any]) -> None:

@@ -10,24 +10,29 @@ import pb_jax
 from pb_jax.training import optimizers
 from pb_jax.training.config import rule_parameters
 from pb_jax.training.freezing import Freezing
+from pb_jax.training.plateau import Plateau
 
 
 def make_optimizer(
     config: Mapping[str, Any], steps_per_epoch: int
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning rate's schedule, by steps, and the optimizer that follows it.
+) -> tuple[optax.Schedule | Plateau, optax.GradientTransformation]:
+    """The learning rate's schedule, and the optimizer that follows it.
 
     Args:
         config: from `resolve`.
         steps_per_epoch: updates in an epoch.
+
+    Returns:
+        A function of steps; or, with `optimizer.patience`, a `Plateau`.
     """
     chosen = config["optimizer"]
-    schedule = optimizers.piecewise(
-        chosen["learning_rate"], chosen["boundaries"], chosen["decay"], steps_per_epoch
-    )
-    taken = optimizers.parameters(chosen["name"])
-    optimizer = optimizers.create(chosen["name"], schedule, **{key: chosen[key] for key in taken})
-    return schedule, optimizer
+    name, rate = chosen["name"], chosen["learning_rate"]
+    taken = {key: chosen[key] for key in optimizers.parameters(name)}
+    if chosen["patience"] is not None:
+        plateau = Plateau(rate, chosen["decay"], chosen["patience"], chosen["stop_patience"])
+        return plateau, optimizers.adjustable(name, rate, **taken)
+    schedule = optimizers.piecewise(rate, chosen["boundaries"], chosen["decay"], steps_per_epoch)
+    return schedule, optimizers.create(name, schedule, **taken)
 
 
 def make_rule(config: Mapping[str, Any]) -> pb_jax.Rule:

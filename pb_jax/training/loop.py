@@ -1,6 +1,5 @@
 """The training loop: full training, a mask, partial backpropagation, checkpoints, metrics."""
 
-import functools
 import math
 import sys
 import time
@@ -11,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from pb_jax.errors import UserError
 from pb_jax.files import finite
 from pb_jax.training import mask_report, metrics
-from pb_jax.training.checkpoints import Checkpoints
+from pb_jax.training.checkpoints import Checkpoints, read_model
 from pb_jax.training.freezing import Freezing
-from pb_jax.training.modules import Apply, Arrays, functional
+from pb_jax.training.modules import Arrays
+from pb_jax.training.plateau import Plateau
 from pb_jax.training.progress import Progress
-from pb_jax.training.runner import DataLike, NotFiniteError, Runner, check_finite, means
+from pb_jax.training.runner import NotFiniteError, Runner, check_finite, means
 from pb_jax.training.step import Steps, TrainState, threshold_of
+from pb_jax.training.task import Task
 
 
 class DivergedError(UserError):
@@ -29,14 +29,12 @@ class DivergedError(UserError):
 
 
 def fit(
-    model: nnx.Module,
-    data: DataLike,
+    task: Task,
     optimizer: optax.GradientTransformation,
     workdir: Path,
     *,
     epochs: int,
-    batch_size: int,
-    learning_rate: optax.Schedule,
+    learning_rate: optax.Schedule | Plateau,
     freezing: Freezing | None = None,
     seed: int = 0,
     every_epochs: int = 1,
@@ -45,19 +43,18 @@ def fit(
     compiler_options: dict[str, Any] | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Train a classifier, or go on with the run that `workdir` holds.
+    """Train, or go on with the run that `workdir` holds.
 
     Everything that a run writes is described in `pb_jax.training`. A run that was killed and
     resumed ends with the same bits as one that was not.
 
     Args:
-        model: images (N, H, W, C) to logits (N, classes); its arrays are consumed.
-        data: uint8 images with labels; kept on the device as they are.
+        task: what is trained on what; its arrays are consumed.
         optimizer: of full training; `freezing` is put around it here.
         workdir: the run's folder; it exists.
         epochs: in all, those of an earlier start included.
-        batch_size: at most the number of training examples.
-        learning_rate: the schedule that the optimizer follows, to be reported.
+        learning_rate: the schedule that the optimizer follows, to be reported; or a `Plateau`,
+            which sets the optimizer's hyperparameter `learning_rate` (`optax.inject_hyperparams`).
         freezing: what is frozen and when; None: full training.
         seed: of the order of the batches.
         every_epochs: how often to save the latest checkpoint; the best is saved at once.
@@ -71,53 +68,37 @@ def fit(
 
     Raises:
         DivergedError: a loss was not finite.
-        UserError: data smaller than a batch, or no readable checkpoint.
+        UserError: no readable checkpoint.
     """
-    examples = len(data.train.labels)
-    if batch_size > examples:
-        raise UserError(
-            f"batch_size={batch_size} is more than the {examples} training examples; "
-            "take a smaller batch or more data"
-        )
-    progress = Progress(stream or sys.stdout, epochs, examples // batch_size, batch_size)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep, warn=progress.say)
+    progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
+    checkpoints = Checkpoints(workdir / "checkpoints", task.score, keep, warn=progress.say)
     try:
-        apply, params, model_state = functional(model)
-        weights = sum(leaf.size for leaf in params.values())
-        _check_shapes(apply, params, model_state, data)
-        steps = Steps(
-            apply,
-            optimizer,
-            data.mean,
-            data.std,
-            freezing,
-        )
-        state = _strong(steps.initial(params, model_state))
+        sizes = {name: leaf.size for name, leaf in task.params.items()}
+        steps = Steps(task, optimizer, freezing)
+        state = _strong(steps.initial(task.params, task.model_state))
         records, state = _resume(workdir, checkpoints, state, progress, epochs)
-        if len(records) < epochs:
+        if len(records) < epochs and not _over(records, learning_rate, task):
             runner = Runner(
+                task,
                 steps,
-                data,
-                batch_size,
-                weights,
+                seed=seed,
                 scan=jax.default_backend() != "cpu" if scan is None else scan,
                 compiler_options=compiler_options,
                 progress=progress,
             )
             runner.compile(state, freezing, range(len(records) + 1, epochs + 1))
-            sizes = {name: leaf.size for name, leaf in params.items()}
-            del params, model_state  # donated with the first step
             board = metrics.TensorBoard(workdir / "tensorboard", len(records))
             try:
-                for epoch in range(len(records) + 1, epochs + 1):
+                while len(records) < epochs and not _over(records, learning_rate, task):
                     state, record = _epoch(
-                        runner, state, epoch, seed, freezing, learning_rate, workdir, sizes
+                        runner, state, records, freezing, learning_rate, workdir, sizes
                     )
                     records.append(record)
                     metrics.append(workdir / "metrics.jsonl", record)
                     board.write(record)
                     progress.end(record)
-                    if _worth_saving(records, epochs, every_epochs):
+                    last = len(records) == epochs or _over(records, learning_rate, task)
+                    if last or _worth_saving(records, task.score, every_epochs):
                         checkpoints.save(state, record)
             except NotFiniteError as error:
                 checkpoints.wait()
@@ -126,7 +107,19 @@ def fit(
                 board.close()
             progress.status("writing the last checkpoint")
         checkpoints.wait()
-        summary = metrics.summarise(records, weights)
+        if len(records) < epochs:
+            progress.say(f"ended: {task.score} has not risen for long enough")
+        summary = metrics.summarise(records, task.score, sum(sizes.values()), epochs)
+
+        def best() -> tuple[Arrays, Arrays]:
+            if summary["best_epoch"] == len(records):
+                return state.params, state.model_state
+            return read_model(
+                checkpoints.folder, summary["best_epoch"], state.params, state.model_state
+            )
+
+        progress.status("judging the best epoch")
+        summary |= task.finish(best, workdir)
         metrics.write_summary(workdir / "summary.json", summary)
         return summary
     finally:
@@ -134,15 +127,15 @@ def fit(
         checkpoints.close()
 
 
-def _check_shapes(apply: Apply, params: Arrays, model_state: Arrays, data: DataLike) -> None:
-    """Find out before compiling that a model is made for other images."""
-    shape = data.train.images.shape[1:]
-    images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    try:
-        jax.eval_shape(functools.partial(apply, train=False), params, model_state, images)
-    except (TypeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"the model cannot take images of shape {shape}: {reason}") from error
+def _over(
+    records: list[dict[str, Any]], learning_rate: optax.Schedule | Plateau, task: Task
+) -> bool:
+    """Whether the score has not risen for so long that training ends."""
+    return isinstance(learning_rate, Plateau) and learning_rate.over(_scores(records, task))
+
+
+def _scores(records: list[dict[str, Any]], task: Task) -> list[float]:
+    return [record[task.score] for record in records]
 
 
 def _resume(
@@ -184,21 +177,27 @@ def _resume(
 def _epoch(
     runner: Runner,
     state: TrainState,
-    epoch: int,
-    seed: int,
+    records: list[dict[str, Any]],
     freezing: Freezing | None,
-    learning_rate: optax.Schedule,
+    learning_rate: optax.Schedule | Plateau,
     workdir: Path,
     sizes: dict[str, int],
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train and evaluate once; returns the new state and the line of `metrics.jsonl`."""
     began = time.monotonic()
+    task, epoch = runner.task, len(records) + 1
     runner.progress.begin(epoch)
-    state, totals, report = runner.train(state, epoch, seed, freezing)
+    if isinstance(learning_rate, Plateau):
+        rate = jnp.float32(learning_rate.rate(_scores(records, task)))
+        state = state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
+    else:
+        rate = learning_rate(epoch * task.steps_per_epoch - 1)
+    state, totals, report = runner.train(state, epoch, freezing)
     check_finite(totals)
     trained = time.monotonic()
     runner.progress.status(f"evaluating epoch {epoch}")
     val_loss, val_accuracy = runner.evaluate(state)
+    scores = task.judge(state.params, state.model_state)
     frozen = runner.frozen(state)
     threshold = jax.device_get(threshold_of(state.opt_state))
     step = int(state.step)
@@ -210,11 +209,11 @@ def _epoch(
             sizes=sizes,
             threshold=threshold,
             alpha=freezing.alpha,
-            step=step - runner.steps_per_epoch + 1,
+            step=step - task.steps_per_epoch + 1,
             epoch=epoch,
         )
     runner.progress.frozen = frozen
-    loss, accuracy = means(totals, runner.batch_size)
+    loss, accuracy = means(totals)
     record = {
         "epoch": epoch,
         "step": step,
@@ -226,19 +225,18 @@ def _epoch(
         "zero_gradient_fraction": float(totals.zeros) / int(totals.steps),
         # A threshold for each leaf is in the mask's report; a line holds one number.
         "threshold": math.nan if threshold is None or isinstance(threshold, dict) else threshold,
-        "learning_rate": f"{np.asarray(learning_rate(step - 1)):.7g}",  # float32
-        "examples_per_second": runner.steps_per_epoch * runner.batch_size / (trained - began),
+        "learning_rate": f"{np.asarray(rate):.7g}",  # float32
+        "examples_per_second": task.steps_per_epoch * task.batch_size / (trained - began),
         "seconds": time.monotonic() - began,
-    }
+    } | {key: scores[key] for key in task.scores}
     whole = ("epoch", "step")
     return state, finite({k: v if k in whole else float(v) for k, v in record.items()})
 
 
-def _worth_saving(records: list[dict[str, Any]], epochs: int, every_epochs: int) -> bool:
-    """Every so many epochs, at the end, and whenever the accuracy is the best so far."""
-    epoch, accuracy = records[-1]["epoch"], records[-1]["val_accuracy"]
-    best = all(record["val_accuracy"] < accuracy for record in records[:-1])
-    return best or epoch == epochs or epoch % every_epochs == 0
+def _worth_saving(records: list[dict[str, Any]], score: str, every_epochs: int) -> bool:
+    """Every so many epochs, and whenever the score is the best so far."""
+    best = metrics.best(records, score) is records[-1]
+    return best or len(records) % every_epochs == 0
 
 
 def _diverged(error: NotFiniteError, epoch: int, checkpoints: Checkpoints) -> DivergedError:

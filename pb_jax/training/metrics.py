@@ -64,7 +64,7 @@ def rewind(path: Path, epoch: int) -> list[dict[str, Any]]:
 
 def append(path: Path, record: dict[str, Any]) -> None:
     """Add a line; it is on the disk when this returns. Non-finite numbers become null."""
-    assert tuple(record) == KEYS
+    assert tuple(record)[: len(KEYS)] == KEYS
     with path.open("a", encoding="utf-8") as file:
         file.write(_line(record))
         file.flush()
@@ -102,30 +102,40 @@ class TensorBoard:
         self._writer.close()
 
 
-def summarise(records: Sequence[dict[str, Any]], parameters: int) -> dict[str, Any]:
+def best(records: Sequence[dict[str, Any]], score: str) -> dict[str, Any]:
+    """The record with the highest `score`; of equal ones the first."""
+    return max(records, key=lambda record: (record[score], -record["epoch"]))
+
+
+def summarise(
+    records: Sequence[dict[str, Any]], score: str, parameters: int, epochs: int
+) -> dict[str, Any]:
     """The content of `summary.json`.
 
     Args:
         records: lines of `metrics.jsonl`, at least one.
+        score: the key that says which epoch is the best.
         parameters: number of trained weights.
+        epochs: that were asked for.
     """
-    best = max(records, key=lambda record: (record["val_accuracy"], -record["epoch"]))
+    chosen, last = best(records, score), records[-1]
     frozen = [record for record in records if record["frozen_fraction"]]
-    last = records[-1]
+    others = [key for key in last if key not in KEYS]
     return {
         "final_val_accuracy": last["val_accuracy"],
-        "best_val_accuracy": best["val_accuracy"],
-        "best_epoch": best["epoch"],
+        "best_val_accuracy": chosen["val_accuracy"],
+        "best_epoch": chosen["epoch"],
         # Of the last mask that there was: full training may have been resumed after it.
         "frozen_fraction": frozen[-1]["frozen_fraction"] if frozen else 0.0,
         "threshold": frozen[-1]["threshold"] if frozen else None,
         "parameters": parameters,
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "epochs": last["epoch"],
+        "epochs_asked": epochs,
         "steps": last["step"],
         "device": jax.devices()[0].device_kind,
         "versions": versions(),
-    }
+    } | {key: chosen[key] for key in others}
 
 
 def versions() -> dict[str, str]:

@@ -167,6 +167,27 @@ def create(
     Example:
         >>> optimizer = create("adamw", 1e-3, weight_decay=1e-4, b1=None)
     """
+    make, chosen = _chosen(name, chosen)
+    return make(learning_rate, **chosen)
+
+
+def adjustable(name: str, learning_rate: float, **chosen: Any) -> optax.GradientTransformation:
+    """`create`, with the learning rate in the state: `optax.tree.set(state, learning_rate=...)`.
+
+    Example:
+        >>> optimizer = adjustable("sgd", 0.5)
+        >>> state = optax.tree.set(optimizer.init(jnp.zeros(1)), learning_rate=jnp.float32(0.25))
+        >>> optimizer.update(jnp.ones(1), state)[0]
+        Array([-0.25], dtype=float32)
+    """
+    make, chosen = _chosen(name, chosen)
+    inject = optax.inject_hyperparams(make, static_args=tuple(parameters(name)))
+    return inject(learning_rate=learning_rate, **chosen)
+
+
+def _chosen(
+    name: str, chosen: dict[str, Any]
+) -> tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]:
     if name not in _TABLE:
         raise UserError(f"unknown optimizer {name!r}; known: {', '.join(NAMES)}")
     chosen = {key: value for key, value in chosen.items() if value is not None}
@@ -175,7 +196,7 @@ def create(
             f"optimizer {name!r} takes no {', '.join(foreign)}; "
             f"it takes {', '.join(_TABLE[name].parameters)}"
         )
-    return _TABLE[name].make(learning_rate, **chosen)
+    return _TABLE[name].make, chosen
 
 
 def piecewise(

@@ -1,12 +1,10 @@
-"""One training step, the step that makes a mask, and evaluation: pure functions of arrays.
+"""One training step, and the step that makes a mask: pure functions of arrays.
 
-All data stays uint8 on the device; a batch is gathered and normalised inside the compiled step. The
-same step serves both ways to run an epoch: dispatched one by one (on CPU, where gradients of
-convolutions inside a loop are slow), or many under one `lax.scan` (on accelerators).
+What a batch is and what its loss is, the task says. The same step serves both ways to run an epoch:
+dispatched one by one (on CPU, where gradients of convolutions inside a loop are slow), or many
+under one `lax.scan` (on accelerators).
 """
 
-import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,7 +13,8 @@ import optax
 
 import pb_jax
 from pb_jax.training.freezing import Freezing
-from pb_jax.training.modules import Apply, Arrays
+from pb_jax.training.modules import Arrays
+from pb_jax.training.task import EvalTotals, Outcome, Task
 
 
 class TrainState(NamedTuple):
@@ -40,7 +39,8 @@ class Totals(NamedTuple):
 
     Attributes:
         loss: float32, of the batches' mean losses.
-        correct: int32, examples classified rightly.
+        correct: int32, right predictions.
+        counted: int32, predictions.
         zeros: float32, of the batches' shares of zero gradients, counted behind the mask.
         steps: int32, number of steps.
         bad_step: int32, the first step whose loss was not finite, from 1; 0: none.
@@ -48,6 +48,7 @@ class Totals(NamedTuple):
 
     loss: jax.Array
     correct: jax.Array
+    counted: jax.Array
     zeros: jax.Array
     steps: jax.Array
     bad_step: jax.Array
@@ -56,58 +57,26 @@ class Totals(NamedTuple):
     def empty(cls) -> "Totals":
         """Of no steps."""
         zero, none = jnp.zeros([], jnp.float32), jnp.zeros([], jnp.int32)
-        return cls(zero, none, zero, none, none)
-
-
-class EvalTotals(NamedTuple):
-    """Sums over evaluated examples: float32 loss, int32 correct."""
-
-    loss: jax.Array
-    correct: jax.Array
-
-
-class Split(NamedTuple):
-    """Examples on the device: uint8 images (N, H, W, C) and int32 labels (N,)."""
-
-    images: jax.Array
-    labels: jax.Array
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Softmax cross-entropy of each example, in float32."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-
-
-def normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """`(images / 255 - mean) / std` in float32, with a mean and deviation for each channel."""
-    shape = (1, 1, 1, -1)
-    centre = jnp.asarray(mean, jnp.float32).reshape(shape)
-    spread = jnp.asarray(std, jnp.float32).reshape(shape)
-    return (images.astype(jnp.float32) / 255.0 - centre) / spread
+        return cls(zero, none, none, zero, none, none)
 
 
 class Steps:
     """The pure functions that the loop compiles.
 
     Args:
-        apply: the model.
+        task: what is trained, on what.
         optimizer: an optax transformation, `partial_backprop` around it or not.
-        mean: of the channels, of images scaled to [0, 1].
-        std: their standard deviations.
         freezing: what is frozen and when; None: full training.
     """
 
     def __init__(
         self,
-        apply: Apply,
+        task: Task,
         optimizer: optax.GradientTransformation,
-        mean: Sequence[float],
-        std: Sequence[float],
         freezing: Freezing | None = None,
     ) -> None:
-        self._apply = apply
+        self._task = task
         self._optimizer = optimizer
-        self._normalised = functools.partial(normalised, mean=mean, std=std)
         self._freezing = freezing
 
     def initial(self, params: Arrays, model_state: Arrays) -> TrainState:
@@ -119,7 +88,7 @@ class Steps:
         return TrainState(jnp.zeros([], jnp.int32), dict(params), dict(model_state), opt_state)
 
     def train(
-        self, state: TrainState, totals: Totals, data: Split, order: jax.Array
+        self, state: TrainState, totals: Totals, data: Any, order: jax.Array, *, length: int = 0
     ) -> tuple[TrainState, Totals]:
         """One update with the batch that is due.
 
@@ -128,15 +97,16 @@ class Steps:
             totals: of the epoch so far.
             data: the training split.
             order: indices of an epoch's batches, int32 (steps in an epoch, batch size).
+            length: to which the batch's sequences are cut; see `Task.lengths`.
 
         Returns:
             The state and totals after the update.
         """
-        loss, aux, grads = self._gradients(state, data, order, _position(state, order))
-        return self._updated(state, totals, loss, aux, grads)
+        loss, outcome, grads = self._gradients(state, data, order, _position(state, order), length)
+        return self._updated(state, totals, loss, outcome, grads)
 
     def train_many(
-        self, state: TrainState, totals: Totals, data: Split, order: jax.Array, *, count: int
+        self, state: TrainState, totals: Totals, data: Any, order: jax.Array, *, count: int
     ) -> tuple[TrainState, Totals]:
         """`count` calls of `train` as one `lax.scan`."""
 
@@ -149,9 +119,11 @@ class Steps:
         self,
         state: TrainState,
         totals: Totals,
-        data: Split,
+        data: Any,
         order: jax.Array,
         rule_updates: Arrays | None = None,
+        *,
+        length: int = 0,
     ) -> tuple[TrainState, Totals, pb_jax.ThresholdEstimate | None, Arrays]:
         """`train` at a step in which a new mask is due.
 
@@ -164,8 +136,9 @@ class Steps:
             data: the training split.
             order: of the epoch.
             rule_updates: what the rule is to judge in place of this batch's gradients.
+            length: see `train`.
         """
-        loss, aux, grads = self._gradients(state, data, order, _position(state, order))
+        loss, outcome, grads = self._gradients(state, data, order, _position(state, order), length)
         freezing, opt_state = self._freezing, state.opt_state
         assert freezing is not None
         assert isinstance(opt_state, pb_jax.PartialBackpropState)
@@ -173,7 +146,7 @@ class Steps:
         selection = freezing.select(opt_state, judged, state.params)
         opt_state = opt_state._replace(mask=selection.mask, threshold=selection.threshold)
         state = state._replace(opt_state=opt_state)
-        state, totals = self._updated(state, totals, loss, aux, grads)
+        state, totals = self._updated(state, totals, loss, outcome, grads)
         return state, totals, selection.estimate, judged
 
     def release(self, state: TrainState) -> TrainState:
@@ -186,35 +159,26 @@ class Steps:
         self,
         total: Arrays,
         state: TrainState,
-        data: Split,
+        data: Any,
         order: jax.Array,
         row: jax.Array,
         weight: jax.Array,
+        *,
+        length: int = 0,
     ) -> Arrays:
         """`total + weight * abs(gradient)` of the epoch's batch `row`; `state` stays."""
-        _, _, grads = self._gradients(state, data, order, row)
+        _, _, grads = self._gradients(state, data, order, row, length)
         return jax.tree.map(lambda t, g: t + (weight * jnp.abs(g)).astype(t.dtype), total, grads)
 
     def evaluate(
-        self,
-        params: Arrays,
-        model_state: Arrays,
-        totals: EvalTotals,
-        data: Split,
-        rows: jax.Array,
+        self, params: Arrays, model_state: Arrays, totals: EvalTotals, data: Any, rows: jax.Array
     ) -> EvalTotals:
         """Add a batch, in evaluation mode, to the totals; indices of -1 do not count."""
-        counts = rows >= 0
-        images, labels = _gather(data, jnp.maximum(rows, 0))
-        logits, _ = self._apply(params, model_state, self._normalised(images), train=False)
-        loss = jnp.where(counts, cross_entropy(logits, labels), 0.0)
-        right = counts & (jnp.argmax(logits, axis=-1) == labels)
-        return EvalTotals(
-            totals.loss + jnp.sum(loss), totals.correct + jnp.sum(right, dtype=jnp.int32)
-        )
+        found = self._task.evaluate(params, model_state, data, rows)
+        return EvalTotals(*(a + b for a, b in zip(totals, found, strict=True)))
 
     def evaluate_many(
-        self, params: Arrays, model_state: Arrays, totals: EvalTotals, data: Split, rows: jax.Array
+        self, params: Arrays, model_state: Arrays, totals: EvalTotals, data: Any, rows: jax.Array
     ) -> EvalTotals:
         """`evaluate` over rows (batches, batch size) as one `lax.scan`."""
 
@@ -223,28 +187,23 @@ class Steps:
 
         return jax.lax.scan(body, totals, rows)[0]
 
-    def _gradients(self, state: TrainState, data: Split, order: jax.Array, row: Any):
-        images, labels = _gather(data, order[row])
+    def _gradients(
+        self, state: TrainState, data: Any, order: jax.Array, row: Any, length: int
+    ) -> tuple[jax.Array, Outcome, Arrays]:
+        def loss_fn(params: Arrays) -> tuple[jax.Array, Outcome]:
+            return self._task.loss(params, state.model_state, data, order[row], length)
 
-        def loss_fn(params: Arrays):
-            logits, model_state = self._apply(
-                params, state.model_state, self._normalised(images), train=True
-            )
-            right = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
-            return jnp.mean(cross_entropy(logits, labels)), (model_state, right)
-
-        (loss, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return loss, aux, grads
+        (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return loss, outcome, grads
 
     def _updated(
         self,
         state: TrainState,
         totals: Totals,
         loss: jax.Array,
-        aux: tuple[Arrays, jax.Array],
+        outcome: Outcome,
         grads: Arrays,
     ) -> tuple[TrainState, Totals]:
-        model_state, right = aux
         opt_state = state.opt_state
         if self._freezing is None:
             updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
@@ -258,12 +217,13 @@ class Steps:
         first_bad = (totals.bad_step == 0) & ~jnp.isfinite(loss)
         totals = Totals(
             loss=totals.loss + loss,
-            correct=totals.correct + right,
+            correct=totals.correct + outcome.correct,
+            counted=totals.counted + outcome.counted,
             zeros=totals.zeros + zero_share(grads, mask_of(opt_state)),
             steps=totals.steps + 1,
             bad_step=jnp.where(first_bad, step, totals.bad_step),
         )
-        return TrainState(step, params, model_state, opt_state), totals
+        return TrainState(step, params, outcome.model_state, opt_state), totals
 
 
 def mask_of(opt_state: optax.OptState) -> Arrays | None:
@@ -296,7 +256,3 @@ def zero_share(grads: Arrays, mask: Arrays | None) -> jax.Array:
 
 def _position(state: TrainState, order: jax.Array) -> jax.Array:
     return state.step % order.shape[0]
-
-
-def _gather(data: Split, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.take(data.images, rows, axis=0, mode="clip"), data.labels.at[rows].get(mode="clip")

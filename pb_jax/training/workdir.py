@@ -89,4 +89,4 @@ def finished(workdir: Path, epochs: int) -> dict[str, Any] | None:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:  # it can be written again
         return None
-    return summary if summary.get("epochs") == epochs else None
+    return summary if epochs in (summary.get("epochs"), summary.get("epochs_asked")) else None

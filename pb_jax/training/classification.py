@@ -1,0 +1,167 @@
+"""Classification of images: cross-entropy, accuracy on the test split.
+
+All images stay uint8 on the device; a batch is gathered and normalised inside the compiled step.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from pb_jax.errors import UserError
+from pb_jax.training.batches import evaluation_order, training_order
+from pb_jax.training.modules import Arrays, functional
+from pb_jax.training.task import EvalTotals, Order, Outcome, Task
+
+
+class SplitLike(Protocol):
+    """A part of a dataset: uint8 images (N, H, W, C), integer labels (N,)."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The images."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Their classes."""
+        ...
+
+
+class DataLike(Protocol):
+    """What the task needs to know of a dataset."""
+
+    @property
+    def train(self) -> SplitLike:
+        """What is trained on."""
+        ...
+
+    @property
+    def test(self) -> SplitLike:
+        """What is evaluated after each epoch."""
+        ...
+
+    @property
+    def mean(self) -> Sequence[float]:
+        """Of the channels, of images scaled to [0, 1]."""
+        ...
+
+    @property
+    def std(self) -> Sequence[float]:
+        """Their standard deviations."""
+        ...
+
+
+class Split(NamedTuple):
+    """Examples on the device: uint8 images (N, H, W, C) and int32 labels (N,)."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Classification(Task):
+    """A classifier and its images.
+
+    Args:
+        model: images (N, H, W, C) to logits (N, classes); its arrays are consumed.
+        data: uint8 images with labels; kept on the device as they are.
+        batch_size: at most the number of training examples.
+
+    Raises:
+        UserError: data smaller than a batch, or images that the model cannot take.
+    """
+
+    def __init__(self, model: nnx.Module, data: DataLike, batch_size: int) -> None:
+        self._apply, self.params, self.model_state = functional(model)
+        self._data = data
+        self.examples, self.batch_size = len(data.train.labels), batch_size
+        if batch_size > self.examples:
+            raise UserError(
+                f"batch_size={batch_size} is more than the {self.examples} training examples; "
+                "take a smaller batch or more data"
+            )
+        self._check_shapes()
+
+    def train_data(self) -> Split:
+        """See `Task`."""
+        return _on_device(self._data.train)
+
+    def evaluation_data(self) -> Split:
+        """See `Task`."""
+        return _on_device(self._data.test)
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """See `Task`."""
+        rows = training_order(seed, epoch, self.examples, self.batch_size)
+        return Order(rows, (0,) * len(rows))
+
+    def evaluation_rows(self) -> np.ndarray:
+        """See `Task`."""
+        return evaluation_order(len(self._data.test.labels), min(self.batch_size, 1000))
+
+    def loss(
+        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array, length: int
+    ) -> tuple[jax.Array, Outcome]:
+        """See `Task`."""
+        del length
+        images, labels = _gather(data, rows)
+        logits, model_state = self._apply(params, model_state, self._normalised(images), train=True)
+        right = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
+        loss = jnp.mean(cross_entropy(logits, labels))
+        return loss, Outcome(model_state, right, jnp.int32(labels.size))
+
+    def evaluate(
+        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array
+    ) -> EvalTotals:
+        """See `Task`."""
+        counts = rows >= 0
+        images, labels = _gather(data, jnp.maximum(rows, 0))
+        logits, _ = self._apply(params, model_state, self._normalised(images), train=False)
+        loss = jnp.where(counts, cross_entropy(logits, labels), 0.0)
+        right = counts & (jnp.argmax(logits, axis=-1) == labels)
+        return EvalTotals(
+            jnp.sum(loss), jnp.sum(right, dtype=jnp.int32), jnp.sum(counts, dtype=jnp.int32)
+        )
+
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        return normalised(images, self._data.mean, self._data.std)
+
+    def _check_shapes(self) -> None:
+        """Find out before compiling that a model is made for other images."""
+        shape = self._data.train.images.shape[1:]
+        images = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        try:
+            jax.eval_shape(
+                lambda *arrays: self._apply(*arrays, train=False),
+                self.params,
+                self.model_state,
+                images,
+            )
+        except (TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"the model cannot take images of shape {shape}: {reason}") from error
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Softmax cross-entropy of each prediction, in float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+
+
+def normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """`(images / 255 - mean) / std` in float32, with a mean and deviation for each channel."""
+    shape = (1, 1, 1, -1)
+    centre = jnp.asarray(mean, jnp.float32).reshape(shape)
+    spread = jnp.asarray(std, jnp.float32).reshape(shape)
+    return (images.astype(jnp.float32) / 255.0 - centre) / spread
+
+
+def _on_device(split: SplitLike) -> Split:
+    return Split(jnp.asarray(split.images), jnp.asarray(split.labels, jnp.int32))
+
+
+def _gather(data: Split, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.take(data.images, rows, axis=0, mode="clip"), data.labels.at[rows].get(mode="clip")

@@ -1,0 +1,117 @@
+"""What is trained on what, and how it is judged: the part of training that knows about the data."""
+
+import abc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pb_jax.training.modules import Arrays
+
+
+class Outcome(NamedTuple):
+    """Of a training batch: the model's new state, right predictions and all, int32 scalars."""
+
+    model_state: Arrays
+    correct: jax.Array
+    counted: jax.Array
+
+
+class EvalTotals(NamedTuple):
+    """Sums over evaluated predictions: float32 loss, int32 right ones, int32 all."""
+
+    loss: jax.Array
+    correct: jax.Array
+    counted: jax.Array
+
+    @classmethod
+    def empty(cls) -> "EvalTotals":
+        """Of no predictions."""
+        none = jnp.zeros([], jnp.int32)
+        return cls(jnp.zeros([], jnp.float32), none, none)
+
+
+class Order(NamedTuple):
+    """The batches of an epoch.
+
+    Attributes:
+        rows: indices of examples, int32 (steps, batch size).
+        lengths: of each step, one of `Task.lengths`.
+    """
+
+    rows: np.ndarray
+    lengths: tuple[int, ...]
+
+
+class Task(abc.ABC):
+    """A model, its data, its loss and its scores.
+
+    Attributes:
+        params: the initial trained arrays, by name.
+        model_state: the model's other arrays, by name.
+        examples: number of training examples.
+        batch_size: examples a step.
+        lengths: what the sequences of a batch can be cut to. Each is compiled on its own: a task
+            without sequences has one, 0.
+        score: the key of an epoch's record that says which epoch is the best; more is better.
+        scores: keys that `judge` adds to an epoch's record.
+    """
+
+    params: Arrays
+    model_state: Arrays
+    examples: int
+    batch_size: int
+    lengths: tuple[int, ...] = (0,)
+    score: ClassVar[str] = "val_accuracy"
+    scores: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches; the examples left over are left out."""
+        return self.examples // self.batch_size
+
+    @abc.abstractmethod
+    def train_data(self) -> Any:
+        """A pytree of the training split's arrays, on the device."""
+
+    @abc.abstractmethod
+    def evaluation_data(self) -> Any:
+        """The same of the split that is evaluated after each epoch."""
+
+    @abc.abstractmethod
+    def order(self, seed: int, epoch: int) -> Order:
+        """The batches of `epoch`, from 1: a function of these two and the data alone."""
+
+    @abc.abstractmethod
+    def evaluation_rows(self) -> np.ndarray:
+        """Every evaluated example once, int32 (batches, batch size); -1 fills up."""
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array, length: int
+    ) -> tuple[jax.Array, Outcome]:
+        """Mean loss of a training batch, a float32 scalar to be differentiated."""
+
+    @abc.abstractmethod
+    def evaluate(
+        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array
+    ) -> EvalTotals:
+        """Sums over a batch in evaluation mode; rows of -1 do not count."""
+
+    def judge(self, params: Arrays, model_state: Arrays) -> dict[str, float]:
+        """What an epoch's record holds besides loss and accuracy: a value for each of `scores`."""
+        del params, model_state
+        return {}
+
+    def finish(self, best: Callable[[], tuple[Arrays, Arrays]], workdir: Path) -> dict[str, Any]:
+        """What `summary.json` holds besides, when a run ends.
+
+        Args:
+            best: reads the best epoch's parameters and model state.
+            workdir: the run's folder.
+        """
+        del best, workdir
+        return {}
