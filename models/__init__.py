@@ -1,8 +1,18 @@
 """The paper's convolutional networks, as flax.nnx modules; used from a checkout."""
 
+from models.captioner import Captioner, DecoderState
 from models.convolution import compiler_options
 from models.host_memory import reuse_host_memory
 from models.registry import NAMES, create
 from models.torch_weights import load_torch, to_torch
 
-__all__ = ["NAMES", "compiler_options", "create", "load_torch", "reuse_host_memory", "to_torch"]
+__all__ = [
+    "NAMES",
+    "Captioner",
+    "DecoderState",
+    "compiler_options",
+    "create",
+    "load_torch",
+    "reuse_host_memory",
+    "to_torch",
+]

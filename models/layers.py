@@ -49,7 +49,7 @@ class Network(nnx.Module):
         return images
 
 
-def _uniform(fan_in: int) -> nnx.Initializer:
+def uniform(fan_in: int) -> nnx.Initializer:
     """PyTorch's default for kernels and biases of dense and convolutional layers."""
     bound = 1 / math.sqrt(fan_in)
 
@@ -76,7 +76,7 @@ def conv(
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A square 2-D convolution, padded by `padding` zeros on all four sides."""
-    initializer = _uniform(inputs * size * size)
+    initializer = uniform(inputs * size * size)
     return nnx.Conv(
         inputs,
         outputs,
@@ -97,7 +97,7 @@ def dense(
     inputs: int, outputs: int, *, dtype: DTypeLike, precision: Any, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A dense layer with bias."""
-    initializer = _uniform(inputs)
+    initializer = uniform(inputs)
     return nnx.Linear(
         inputs,
         outputs,
