@@ -1,6 +1,7 @@
 """Networks by name."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -60,11 +61,31 @@ def create(
         (2, 10)
     """
     if name not in _NETWORKS:
-        near = difflib.get_close_matches(str(name).lower().replace("-", ""), NAMES, n=1)
-        hint = f", did you mean {near[0]!r}" if near else ""
-        raise UserError(f"unknown network {name!r}{hint}? There are {', '.join(NAMES)}.")
+        raise unknown_name("network", name, NAMES)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
+    return _NETWORKS[name](num_classes, rngs=rngs, dtype=check_dtype(dtype), precision=precision)
+
+
+def unknown_name(kind: str, name: str, names: Sequence[str]) -> UserError:
+    """The error for a `kind` of network that is none of `names`.
+
+    Example:
+        >>> print(unknown_name("network", "resnet-110", ("vgg19", "resnet110")))
+        unknown network 'resnet-110', did you mean 'resnet110'? There are vgg19, resnet110.
+    """
+    near = difflib.get_close_matches(str(name).lower().replace("-", ""), names, n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    return UserError(f"unknown {kind} {name!r}{hint}? There are {', '.join(names)}.")
+
+
+def check_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """`dtype`, if networks can compute in it.
+
+    Example:
+        >>> check_dtype("bfloat16")
+        dtype(bfloat16)
+    """
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype must be float32 or bfloat16, got {dtype!r}")
-    return _NETWORKS[name](num_classes, rngs=rngs, dtype=jnp.dtype(dtype), precision=precision)
+    return jnp.dtype(dtype)

@@ -38,33 +38,71 @@ def load_torch(model: Network, weights: Mapping[str, Any] | str | os.PathLike[st
         >>> bool((model.fc1.kernel[...] == other.fc1.kernel[...]).all())
         True
     """
-    found = _read(weights) if isinstance(weights, str | os.PathLike) else dict(weights)
+    variables = _variables(model)
+    shapes = {
+        name: _to_torch(model, name, np.zeros(variable.shape, bool)).shape
+        for name, variable in variables.items()
+    }
+    for name, value in fitting(weights, shapes, type(model).__name__).items():
+        variables[name][...] = jnp.asarray(_from_torch(model, name, value))
+
+
+def fitting(
+    weights: Mapping[str, Any] | str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    network: str,
+    *,
+    ignored: tuple[str, ...] = (),
+) -> dict[str, np.ndarray]:
+    """Read weights, and check that they are exactly those that a network needs.
+
+    Args:
+        weights: name to array, or the path of a .safetensors or .npz file. A prefix `module.` that
+            all names share is taken away; `num_batches_tracked` is ignored.
+        shapes: name to shape of everything that is needed.
+        network: its name, for the message.
+        ignored: names that begin with one of these are ignored too.
+
+    Returns:
+        Name to float32 array, for the names in `shapes`.
+
+    Raises:
+        UserError: the file cannot be read, or names or shapes do not fit; all of them are named.
+
+    Example:
+        >>> fitting({"a.weight": np.ones(2)}, {"a.weight": (2,)}, "Net")
+        {'a.weight': array([1., 1.], dtype=float32)}
+        >>> fitting({"a.weight": np.ones(2)}, {"a.weight": (3,)}, "Net")
+        Traceback (most recent call last):
+        ...
+        pb_jax.errors.UserError: weights do not fit Net: wrong: a.weight has (2,) instead of (3,)
+    """
+    is_path = isinstance(weights, str | os.PathLike)
+    found = _read(weights) if is_path else dict(weights)
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     found = {
         name: value
         for name, value in found.items()
-        if name.rpartition(".")[2] != "num_batches_tracked"
+        if name.rpartition(".")[2] != "num_batches_tracked" and not name.startswith(ignored)
     }
-    variables = _variables(model)
-    problems = _listed("missing", variables.keys() - found.keys())
-    problems += _listed("unexpected", found.keys() - variables.keys())
+    problems = _listed("missing", shapes.keys() - found.keys())
+    problems += _listed("unexpected", found.keys() - shapes.keys())
     converted = {}
     misshapen = []
-    for name in sorted(variables.keys() & found.keys()):
-        wanted = _to_torch(model, name, np.zeros(variables[name].shape, bool)).shape
+    for name in sorted(shapes.keys() & found.keys()):
         value = np.asarray(found[name])
-        if value.shape != wanted:
-            misshapen.append(f"{name} has {value.shape} instead of {wanted}")
+        if value.shape != shapes[name]:
+            misshapen.append(f"{name} has {value.shape} instead of {shapes[name]}")
         elif not (np.issubdtype(value.dtype, np.number) or value.dtype == jnp.bfloat16):
             misshapen.append(f"{name} holds {value.dtype} instead of numbers")
         else:
-            converted[name] = _from_torch(model, name, value.astype(np.float32))
+            converted[name] = value.astype(np.float32)
     problems += _listed("wrong", misshapen)
     if problems:
-        raise UserError(f"weights do not fit {type(model).__name__}: {'; '.join(problems)}")
-    for name, value in converted.items():
-        variables[name][...] = jnp.asarray(value)
+        where = f"{os.fspath(weights)}: " if is_path else ""
+        raise UserError(f"{where}weights do not fit {network}: {'; '.join(problems)}")
+    return converted
 
 
 def to_torch(model: Network) -> dict[str, np.ndarray]:
