@@ -135,9 +135,8 @@ class Captioner(nnx.Module):
                 f"{tokens.shape}"
             )
         words = self._words(tokens.T)
-        hiddens, alphas = attention_lstm.unroll(
-            self._weights(), memory, carry, words, self.precision
-        )
+        unrolled: Any = attention_lstm.unroll(self._weights(), memory, carry, words, self.precision)
+        hiddens, alphas = unrolled
         return self._logits(jnp.swapaxes(hiddens, 0, 1)), jnp.swapaxes(alphas, 0, 1)
 
     def start(self, inputs: jax.Array) -> DecoderState:
@@ -189,6 +188,7 @@ class Captioner(nnx.Module):
         return self.output(self.dropout(hidden)).astype(jnp.float32)
 
     def _weights(self) -> Weights:
+        assert self.gate.bias is not None
         kernels = (self.attention_hidden, self.gate, self.lstm_hidden)
         from_hidden = jnp.concatenate([layer.kernel[...] for layer in kernels], 1)
         return Weights(
