@@ -41,11 +41,13 @@ def test_list(folders, tmp_path, capsys):
     assert main(["list", "--data-dir", str(tmp_path / "root")]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows == [
-        ["NAME", "IMAGE", "TRAIN", "TEST", "CLASSES", "PREPARED"],
-        ["mnist", "28x28x1", "20", "6", "10", str(tmp_path / "root" / "mnist" / "1.0.0")],
-        ["fashion_mnist", "28x28x1", "60,000", "10,000", "10", "no"],
-        ["cifar10", "32x32x3", "50,000", "10,000", "10", "no"],
-        ["digits", "28x28x1", "1,437", "360", "10", "built", "in"],
+        ["NAME", "IMAGE", "TRAIN", "VALIDATION", "TEST", "HOLDS", "PREPARED"],
+        ["mnist", "28x28x1", "20", "-", "6", "10", "classes", str(tmp_path / "root/mnist/1.0.0")],
+        ["fashion_mnist", "28x28x1", "60,000", "-", "10,000", "10", "classes", "no"],
+        ["cifar10", "32x32x3", "50,000", "-", "10,000", "10", "classes", "no"],
+        ["digits", "28x28x1", "1,437", "-", "360", "10", "classes", "built", "in"],
+        ["flickr8k", "various", "6,000", "1,000", "1,000", "captions", "no"],
+        ["shapes", "48x48x3", "3,000", "300", "300", "captions", "built", "in"],
     ]
 
 

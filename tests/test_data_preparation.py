@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from pb_jax.data import DataError, builders, cache, download, preparation, sources
+from pb_jax.data import DataError, at_rest, builders, cache, download, preparation, sources
 from pb_jax.data.progress import Progress
 from pb_jax.data.specs import Download
 from tests.data_files import (
@@ -264,7 +264,7 @@ def test_files_that_a_system_package_installed_are_used(tmp_path, source):
 PROGRAM = """
 import os, signal, sys, time
 from pathlib import Path
-from pb_jax.data import builders, cache, preparation
+from pb_jax.data import at_rest, builders, cache, preparation
 from pb_jax.data.progress import Progress
 from tests.data_files import TINY_MNIST
 
@@ -307,7 +307,7 @@ def start(root: Path, source: Path, setup: str = "") -> subprocess.Popen:
     [
         pytest.param("killing(builders, '_encode', after=True)", id="while TFDS writes"),
         pytest.param("killing(builders, 'write', after=True)", id="before the cache"),
-        pytest.param("killing(preparation, '_publish', after=False)", id="before the move"),
+        pytest.param("killing(at_rest, '_publish', after=False)", id="before the move"),
         pytest.param("Path.rename = rename_once", id="between the moves"),
     ],
 )
@@ -317,7 +317,7 @@ def test_after_a_kill_the_next_start_recovers(tmp_path, source, setup):
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert tree(root)  # something was left
-    assert not preparation.is_prepared(TINY_MNIST, root)
+    assert not at_rest.is_prepared(TINY_MNIST, root)
     assert_same(prepare(root, source), GREY)
     assert tree(root) == PREPARED
 
@@ -345,13 +345,13 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, source, monkeypat
 
 
 def test_root_dir(monkeypatch, tmp_path):
-    assert preparation.root_dir(tmp_path) == tmp_path
+    assert at_rest.root_dir(tmp_path) == tmp_path
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "env"))
-    assert preparation.root_dir(None) == tmp_path / "env"
+    assert at_rest.root_dir(None) == tmp_path / "env"
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert preparation.root_dir(None) == tmp_path / "tensorflow_datasets"
-    assert preparation.root_dir("~/x") == tmp_path / "x"
+    assert at_rest.root_dir(None) == tmp_path / "tensorflow_datasets"
+    assert at_rest.root_dir("~/x") == tmp_path / "x"
 
 
 def test_other_content_than_the_published_is_noted(tmp_path, source, capsys, monkeypatch):

@@ -38,6 +38,20 @@ class CaptionSplit(NamedTuple):
         return CaptionSplit(self.images.first(limit), self.captions[:limit])
 
 
+class Example(NamedTuple):
+    """A picture and its captions as the original files have them.
+
+    Attributes:
+        name: of the picture's file.
+        sha256: of the encoded picture, as hexadecimal digits.
+        captions: one or more, as they were written.
+    """
+
+    name: str
+    sha256: str
+    captions: tuple[str, ...]
+
+
 class CaptionDataset(NamedTuple):
     """Pictures with captions.
 

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from pb_jax.data import digits, preparation, shapes
+from pb_jax.data import at_rest, caption_preparation, digits, preparation, shapes
 from pb_jax.data.captions import CaptionDataset
 from pb_jax.data.dataset import Dataset, Split
 from pb_jax.data.errors import DataError
 from pb_jax.data.progress import Progress
-from pb_jax.data.specs import Spec, find, find_captions
+from pb_jax.data.specs import CaptionSpec, Spec, find, find_captions
 
 
 def load(
@@ -73,7 +73,7 @@ def load_captions(
         source_dir: a folder with the original files; None: prepared data.
         limit_train: take only the first pictures of the training split, all captions of each.
         limit_eval: the same for the validation and the test split.
-        progress: say on standard error what takes time, and what was irregular.
+        progress: say on standard error what takes time.
 
     Returns:
         The dataset; pictures are decoded when they are read.
@@ -88,8 +88,8 @@ def load_captions(
         >>> dataset.test.captions[0][0]
         'a large green triangle is left of a small blue ring'
     """
-    find_captions(name)
-    content, notes = shapes.read(), ()
+    spec = find_captions(name)
+    content, notes = _captions(spec, data_dir, source_dir, progress)
     train, validation, test = (content[split] for split in ("train", "validation", "test"))
     _check_limit("limit_train", limit_train, len(train.captions), name)
     _check_limit("limit_eval", limit_eval, min(len(validation.captions), len(test.captions)), name)
@@ -112,7 +112,23 @@ def _content(
         return digits.read()
     return preparation.splits(
         spec,
-        preparation.root_dir(data_dir),
+        at_rest.root_dir(data_dir),
+        source_dir=None if source_dir is None else Path(source_dir).expanduser(),
+        progress=Progress(progress),
+    )
+
+
+def _captions(
+    spec: CaptionSpec,
+    data_dir: str | os.PathLike[str] | None,
+    source_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> caption_preparation.Prepared:
+    if spec.built_in:
+        return caption_preparation.Prepared(shapes.read(), ())
+    return caption_preparation.load(
+        spec,
+        at_rest.root_dir(data_dir),
         source_dir=None if source_dir is None else Path(source_dir).expanduser(),
         progress=Progress(progress),
     )

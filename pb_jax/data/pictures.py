@@ -2,8 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
-from typing import Any, Protocol
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -11,6 +13,12 @@ from pb_jax.data.errors import DataError
 
 MOST_PIXELS = 50_000_000
 """A picture that claims more is refused unread: a few kilobytes can claim gigabytes."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Picture files that `decode` reads."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ImageSource(Protocol):
@@ -80,25 +88,31 @@ class ArrayImages:
     def read(self, indices: Sequence[int] | np.ndarray, size: int | None = None) -> np.ndarray:
         """See `ImageSource.read`."""
         chosen = self._pixels[check_indices(indices, len(self))]
-        return chosen if size is None else stack([resize(pixels, size) for pixels in chosen], size)
+        if size in (None, *({chosen.shape[1]} & {chosen.shape[2]})):
+            return chosen
+        return stack([resize(pixels, size) for pixels in chosen], size)
 
     def first(self, limit: int | None) -> "ArrayImages":
         """See `ImageSource.first`."""
         return ArrayImages(self.names[:limit], self._pixels[:limit])
 
 
-def decode(content: bytes, size: int | None = None) -> np.ndarray:
-    """Decode a picture file: upright, in RGB, without transparency.
+def decode(
+    content: bytes, size: int | None = None, *, formats: Sequence[str] = FORMATS
+) -> np.ndarray:
+    """Decode a picture file: upright, in RGB, transparent parts white.
 
     Args:
-        content: of a JPEG, PNG, WebP, GIF, BMP or TIFF file; of an animation the first frame.
-        size: height and width of the result; None: as stored.
+        content: of the file; of an animation the first frame is taken.
+        size: height and width of the result, squeezed to a square; None: as stored.
+        formats: those that are admitted.
 
     Returns:
         uint8 (size, size, 3).
 
     Raises:
-        DataError: it is no such file, is damaged, or has more than `MOST_PIXELS` pixels.
+        DataError: it is no such file, is damaged, or has more than `MOST_PIXELS` pixels. The
+            message begins with a verb: put the file's name before it.
 
     Example:
         >>> decode(b"GIF89a...")
@@ -108,9 +122,8 @@ def decode(content: bytes, size: int | None = None) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    formats = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
     try:
-        with Image.open(io.BytesIO(content), formats=formats) as image:
+        with Image.open(io.BytesIO(content), formats=tuple(formats)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(
                     f"is a picture of {image.width} x {image.height} pixels, "
@@ -145,6 +158,15 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(_squeeze(Image.fromarray(pixels), size))
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, with a thread for every core: Pillow decodes outside of Python's lock."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)  # at an interruption, nobody waits for the rest
 
 
 def stack(pictures: Sequence[np.ndarray], size: int | None) -> np.ndarray:

@@ -271,7 +271,7 @@ SHAPES = CaptionSpec(
 
 CAPTION_DATASETS = {spec.name: spec for spec in (FLICKR8K, SHAPES)}
 
-_Spec = TypeVar("_Spec", Spec, CaptionSpec)
+_Spec = TypeVar("_Spec", bound=Spec | CaptionSpec)
 
 
 def find(name: str) -> Spec:
@@ -302,6 +302,19 @@ def find_captions(name: str) -> CaptionSpec:
         pb_jax.data.errors.DataError: unknown dataset 'flickr'; did you mean 'flickr8k'? Known: ...
     """
     return _find(name, CAPTION_DATASETS)
+
+
+def find_any(name: str) -> Spec | CaptionSpec:
+    """Return the dataset called `name`, whatever it holds.
+
+    Raises:
+        DataError: there is none; the message suggests one.
+
+    Example:
+        >>> find_any("shapes").title
+        'Coloured shapes in relations, rendered, with five true captions each'
+    """
+    return _find(name, {**DATASETS, **CAPTION_DATASETS})
 
 
 def _find(name: str, known: Mapping[str, _Spec]) -> _Spec:
