@@ -1,0 +1,64 @@
+"""Studies: rules, seeds and any config key, as tables and figures.
+
+`study.py` runs them. A study's folder holds:
+
+| path | content |
+| --- | --- |
+| `study.json` | the configuration that all runs share, and what each run changes |
+| `runs/RULE[/KEY=VALUE...]/seed_N/` | a run of `train.py`, see `pb_jax.training`; `log.txt`: its \
+output |
+| `table.md`, `table.json` | every run, and every cell's mean ± sd with differences seed by seed |
+| `figures/` | see `pb_jax.study.figures` |
+
+A *cell* is a rule at a point of the grid; its runs differ in their seed, and in nothing else.
+`python -m pb_jax.study tables DIR` makes tables and figures from the other files again.
+"""
+
+from pathlib import Path
+
+from pb_jax.study.choices import Choice, parse_grid, parse_rules, parse_value
+from pb_jax.study.execution import Executor, Failure
+from pb_jax.study.plan import Run, base_of, configuration, make_plan
+from pb_jax.study.record import Study, read, settle
+from pb_jax.study.results import Cell, Result, cells_of, read_result
+
+__all__ = [
+    "Cell",
+    "Choice",
+    "Executor",
+    "Failure",
+    "Result",
+    "Run",
+    "Study",
+    "base_of",
+    "cells_of",
+    "configuration",
+    "make_plan",
+    "parse_grid",
+    "parse_rules",
+    "parse_value",
+    "read",
+    "read_result",
+    "settle",
+    "write_report",
+]
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Make `table.md`, `table.json` and the figures of a study from the files of its runs.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: no run is finished, or a file is missing or damaged.
+    """
+    from pb_jax.study import figures, results, tables  # matplotlib: not at import
+
+    study = read(folder)
+    found = [read_result(folder, run) for run in study.runs]
+    results.check_some(found, folder)
+    return [*tables.write(folder, study, found), *figures.write(folder, study, found)]

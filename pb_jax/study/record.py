@@ -1,0 +1,118 @@
+"""`study.json`: which runs a study has, so that tables can be made from its folder alone."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pb_jax.errors import UserError
+from pb_jax.files import write_json
+from pb_jax.study.plan import Run
+from pb_jax.training.workdir import RESUMABLE
+
+FILE = "study.json"
+
+
+class Study(NamedTuple):
+    """A study as its folder has it.
+
+    Attributes:
+        config: the config file, as it was given.
+        base: flat configuration that all runs share.
+        runs: all that were planned, in the order of the plan.
+    """
+
+    config: str
+    base: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+
+def settle(folder: Path, study: Study) -> Study:
+    """Write `study.json`; the runs of an earlier plan in the same folder stay in it.
+
+    Args:
+        folder: made where it is missing.
+        study: what is to be run now.
+
+    Returns:
+        The study with the runs of both plans, those of this one first.
+
+    Raises:
+        UserError: the folder holds a study of another configuration, or cannot be written.
+    """
+    runs = study.runs
+    if (folder / FILE).exists():
+        before = read(folder)
+        _check_same("the study", before.base, study.base, folder)
+        known = {run.folder: run for run in before.runs}
+        for run in study.runs:
+            if run.folder in known:
+                _check_same(run.title, known[run.folder].settings, run.settings, folder)
+        new = {run.folder for run in study.runs}
+        runs = (*study.runs, *(run for run in before.runs if run.folder not in new))
+    merged = study._replace(runs=runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / FILE,
+            {
+                "config": merged.config,
+                "base": dict(merged.base),
+                "runs": [dataclasses.asdict(run) for run in runs],
+            },
+        )
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}") from error
+    return merged
+
+
+def read(folder: Path) -> Study:
+    """Read `study.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        base = {key: _tuples(value) for key, value in content["base"].items()}
+        runs = tuple(
+            Run(
+                **{
+                    **run,
+                    "point": _all_tuples(run["point"]),
+                    "settings": _all_tuples(run["settings"]),
+                }
+            )
+            for run in content["runs"]
+        )
+        return Study(content["config"], base, runs)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}; is {folder} the folder of a study?") from error
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); run study.py in another folder") from error
+
+
+def _check_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    changed = sorted(
+        key
+        for key in before.keys() | now.keys()
+        if key not in RESUMABLE and before.get(key) != now.get(key)
+    )
+    if changed:
+        listed = "\n".join(
+            f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed
+        )
+        raise UserError(
+            f"{folder} holds {what} with another configuration:\n{listed}\n"
+            "Give the same configuration to go on with it, or another --workdir."
+        )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _all_tuples(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _tuples(value) for key, value in mapping.items()}

@@ -1,0 +1,155 @@
+"""What the runs of a study have measured, read from their folders."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pb_jax.errors import UserError
+from pb_jax.study.plan import Run, cell_title
+from pb_jax.study.statistics import Spread, paired, spread
+from pb_jax.training import metrics
+
+SCORE = "final_val_accuracy"
+FULL = "none"
+CONTROL = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A run and what it has left.
+
+    Attributes:
+        run: of the plan.
+        state: "finished", "unfinished" (so many epochs and no more), "missing" or "damaged".
+        summary: content of `summary.json`; empty where the run is not finished.
+        records: lines of `metrics.jsonl`.
+    """
+
+    run: Run
+    state: str
+    summary: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
+
+    @property
+    def zero_gradients(self) -> float:
+        """Share of zero gradients in the last epoch: the paper's frozen ratio."""
+        return float(self.records[-1]["zero_gradient_fraction"]) if self.records else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The runs of one rule at one point of the grid, which differ in their seed.
+
+    Attributes:
+        label: of the rule.
+        rule: its name.
+        point: of the grid.
+        results: of the finished runs, by seed.
+        planned: how many there are to be.
+    """
+
+    label: str
+    rule: str
+    point: Mapping[str, Any]
+    results: Mapping[int, Result]
+    planned: int
+
+    @property
+    def title(self) -> str:
+        """As tables and figures call it."""
+        return cell_title(self.label, self.point)
+
+    def values(self, key: str = SCORE) -> dict[int, float]:
+        """A number of `summary.json`, by seed, of those runs that have it."""
+        return {
+            seed: float(result.summary[key])
+            for seed, result in self.results.items()
+            if result.summary.get(key) is not None
+        }
+
+    def spread(self, key: str = SCORE) -> Spread:
+        """Its mean over the seeds."""
+        return spread(list(self.values(key).values()))
+
+    def less(self, other: "Cell | None", key: str = SCORE) -> Spread:
+        """Its difference to another cell's, seed by seed."""
+        return paired(self.values(key), {} if other is None else other.values(key))
+
+
+def read_result(folder: Path, run: Run) -> Result:
+    """Read what a run has left so far.
+
+    Args:
+        folder: of the study.
+        run: of its plan.
+    """
+    workdir = folder / run.folder
+    try:
+        records = metrics.read(workdir / "metrics.jsonl")
+        summary = _summary(workdir / "summary.json")
+    except (OSError, ValueError):
+        return Result(run, "damaged", {}, [])
+    if not records:
+        return Result(run, "missing", {}, [])
+    if not summary or summary["steps"] != records[-1]["step"]:
+        return Result(run, "unfinished", {}, records)
+    return Result(run, "finished", summary, records)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def cells_of(results: Iterable[Result]) -> list[Cell]:
+    """The results by cell, in the order in which the cells come."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.run.cell, []).append(result)
+    return [
+        Cell(
+            label=group[0].run.label,
+            rule=group[0].run.rule,
+            point=group[0].run.point,
+            results={r.run.seed: r for r in group if r.state == "finished"},
+            planned=len(group),
+        )
+        for group in groups.values()
+    ]
+
+
+def full_training(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The cell of full training that `cell` is to be compared with: as it is but for the rule."""
+    return _first(cells, lambda c: c.rule == FULL and c.point.items() <= cell.point.items())
+
+
+def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
+    """The cell that freezes as many weights as `cell`, at random; None where there is none."""
+    if cell.rule in (FULL, CONTROL):
+        return None
+    own = _source(cell)
+
+    def fits(other: Cell) -> bool:
+        return other.rule == CONTROL and _source(other) is not None and _source(other) == own
+
+    return _first(cells, fits)
+
+
+def _source(cell: Cell) -> str | None:
+    """The cell whose share this one has: another's, or its own; without the seed."""
+    runs = [result.run for result in cell.results.values()]
+    if not runs:
+        return None
+    return (runs[0].share_of or runs[0].folder).rpartition("/")[0]
+
+
+def _first(cells: Sequence[Cell], fits: Callable[[Cell], bool]) -> Cell | None:
+    return next(filter(fits, cells), None)
+
+
+def check_some(results: Sequence[Result], folder: Path) -> None:
+    """Raise a `UserError` where no run is finished."""
+    if not any(result.state == "finished" for result in results):
+        raise UserError(f"no run of {folder} is finished: there is nothing to make a table of")

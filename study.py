@@ -1,0 +1,169 @@
+r"""Compare rules over several seeds: how much does freezing cost, and against which controls?
+
+usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--workdir DIR]
+                       [--grid KEY=VALUE,...]... [--jobs N] [--config.KEY=VALUE ...]
+
+  python study.py --config configs/digits_pb.py --rules none,kde_otsu,random --seeds 3
+      full training, the paper's rule, and as many weights frozen at random
+  python study.py --config configs/digits_pb.py --rules none,kde_otsu,random \
+      --grid freeze.coverage=0.8,0.9,0.95,0.99
+      the same for four values of a config key; full training is run once
+  python study.py --config configs/lenet5_pb.py --seeds 3 \
+      --rules none,quantile:frozen=0.937,random:frozen=0.937,fixed_threshold:threshold=0.5
+      the paper's frozen share and threshold
+
+  --config FILE    the experiment that all runs share; those that come along are in configs/
+  --rules LIST     RULE[@LABEL][:KEY=VALUE,...], separated by commas: a rule and what it sets among
+                   the freeze.* keys, such as kde_otsu:start_epoch=1,label=at_initialisation.
+                   RULE@LABEL takes the share that the rule LABEL froze with the same seed; rules
+                   that need a share and have none take that of kde_otsu, or of the first rule in
+                   the list that finds its own
+  --seeds N        seeds, from --config.seed on; default: 3
+  --grid KEY=...   values of a config key; given again, every combination. A key that can change
+                   nothing for a rule is not varied there
+  --workdir DIR    where everything is written; default: runs/, the experiment's name and _study
+  --jobs N         runs at a time, each on its own part of the cores; default: 1
+  --debug          show the stack trace of an error
+  --help           this text
+
+The same command again goes on where it was stopped, run by run and within a run; more rules, seeds
+or values may be added. A run that fails is reported, and the others are run. DIR holds at the end:
+
+  table.md, table.json  each run; mean, standard deviation, differences seed by seed
+  figures/              curves, accuracy against frozen share, sensitivity to the grid's keys
+  runs/RULE/seed_N/     the runs, as train.py leaves them, with what they printed in log.txt
+
+`python -m pb_jax.study tables DIR` makes tables and figures again.
+"""
+
+import argparse
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import train
+from pb_jax.errors import UserError
+
+TRAIN = Path(train.__file__).resolve()
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program; returns its exit status.
+
+    0: all runs are finished; 1: a run has failed; 2: something the user can mend; 130, 143: stopped
+    by Ctrl-C or SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _main(argv)
+    except (KeyboardInterrupt, train.TerminatedError) as stop:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"\nstopped; this goes on:\n  python {shlex.join(argv)}", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise train.TerminatedError
+
+
+def _main(argv: Sequence[str]) -> int:
+    from pb_jax import study
+
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(__doc__)
+        return 0
+    try:
+        options, rest = _options(argv[1:])
+        command = train.parse([argv[0], *rest])
+        choices = study.parse_rules(options.rules)
+        plan = study.make_plan(
+            command.config, choices, options.seeds, study.parse_grid(options.grid)
+        )
+        base = study.base_of(command.config)
+        train.check_names(study.configuration(base, plan[0]))
+        folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
+        whole = study.settle(folder, study.Study(options.config, base, plan))
+        print(f"{len(plan)} runs in {folder}", flush=True)
+        executor = study.Executor(
+            folder,
+            lambda run, share: _train(folder, whole, run, share),
+            lambda run: study.configuration(base, run)["epochs"],
+            jobs=options.jobs,
+            stream=sys.stdout,
+        )
+        failures = executor.run(plan)
+        paths = study.write_report(folder)
+    except UserError as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{paths[0].read_text(encoding='utf-8')}")
+    print("\n".join(map(str, paths)))
+    for failure in failures:
+        print(f"failed: {failure.run.title}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The study's own flags, and those that belong to `train.py`."""
+    parser = argparse.ArgumentParser(
+        prog="study.py", add_help=False, allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument("--config", default="")
+    parser.add_argument("--rules", default="")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--grid", action="append", default=[])
+    parser.add_argument("--workdir")
+    parser.add_argument("--jobs", type=int, default=1)
+    try:
+        options, rest = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}\nSee python study.py --help.") from error
+    if not options.rules:
+        raise UserError(
+            "say which rules to compare, as in --rules none,kde_otsu,random; "
+            "see python study.py --help"
+        )
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs} is not allowed: a whole number, at least 1")
+    return options, [*([f"--config={options.config}"] if options.config else []), *rest]
+
+
+def _train(folder: Path, study: Any, run: Any, share: float | None) -> list[str]:
+    """The command line of a run: what makes the config file's configuration into the run's."""
+    return [
+        sys.executable,
+        str(TRAIN),
+        f"--config={study.config}",
+        f"--workdir={folder / run.folder}",
+        *flags(study.config, study.base, run, share),
+    ]
+
+
+def flags(config: str, base: Mapping[str, Any], run: Any, share: float | None) -> list[str]:
+    """`--config.KEY=VALUE` for what a run's configuration has other than the config file says."""
+    from pb_jax.study.choices import OF_RULES
+    from pb_jax.study.plan import SHARE
+    from pb_jax.training.config import flatten
+
+    default = flatten(train.parse(["train.py", f"--config={config}"]).config)
+    wanted = {
+        **default,
+        **{key: None for key in default if key in OF_RULES},
+        **base,
+        **run.settings,
+    }
+    if share is not None:
+        wanted[SHARE] = share
+    return [f"--config.{key}={value}" for key, value in wanted.items() if value != default[key]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
