@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pb_jax.data import DataError
 from pb_jax.data.dataset import Split
@@ -158,3 +159,52 @@ def tree(folder: Path) -> set[str]:
         for path in folder.rglob("*")
         if (path.is_file() and path.name != ".lock") or (path.is_dir() and not any(path.iterdir()))
     }
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (12, 8)) -> bytes:
+    """A JPEG picture of `size` (width, height), different for every seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+FLICKR8K_LISTS = {"train": ["a.jpg", "b.jpg", "c.jpg"], "validation": ["d.jpg"], "test": ["e.jpg"]}
+
+
+@dataclasses.dataclass
+class Flickr8kFiles:
+    """The original files of a small Flickr8k without any irregularity, to be made irregular."""
+
+    images: dict[str, bytes] = dataclasses.field(
+        default_factory=lambda: {f"{name}.jpg": jpeg(ord(name)) for name in "abcde"}
+    )
+    captions: dict[str, list[str]] = dataclasses.field(
+        default_factory=lambda: {
+            f"{name}.jpg": [f"{name.upper()} dog , number {n} ." for n in range(5)]
+            for name in "abcde"
+        }
+    )
+    lists: dict[str, list[str]] = dataclasses.field(
+        default_factory=lambda: {split: list(names) for split, names in FLICKR8K_LISTS.items()}
+    )
+    more_lines: str = ""
+
+    def write(
+        self, source: Path, images: str = "Flicker8k_Dataset", texts: str = "Flickr8k_text"
+    ) -> Path:
+        """Write them below `source`; returns it."""
+        (source / images).mkdir(parents=True)
+        (source / texts).mkdir(parents=True, exist_ok=True)
+        for name, content in self.images.items():
+            (source / images / name).write_bytes(content)
+        lines = [
+            f"{name}#{n}\t{text}\n"
+            for name, texts_of_name in self.captions.items()
+            for n, text in enumerate(texts_of_name)
+        ]
+        (source / texts / "Flickr8k.token.txt").write_text("".join(lines) + self.more_lines)
+        for split, name in (("train", "train"), ("validation", "dev"), ("test", "test")):
+            content = "".join(f"{line}\n" for line in self.lists[split])
+            (source / texts / f"Flickr_8k.{name}Images.txt").write_text(content)
+        return source
