@@ -35,9 +35,14 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pb_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from models import Captioner
+    from models.encoders import Encoder
+    from pb_jax.training import Task
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -46,7 +51,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
     """Run an experiment, or go on with the one that `workdir` holds.
 
     Args:
-        config: with the keys of `pb_jax.training.KEYS`; those that are missing are defaults.
+        config: with the keys of `pb_jax.training.keys_of`; those that are missing are defaults.
         workdir: made where it is missing.
 
     Returns:
@@ -56,19 +61,16 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
         UserError: something the user can mend.
     """
     import jax
-    import jax.numpy as jnp
-    from flax import nnx
 
     import models
-    import pb_jax.data
     from pb_jax import reports, training
 
     # ------------------------------------------------------------------------------------------
     # Configuration: check it, fill in defaults, compare with the run that may be in workdir.
     # ------------------------------------------------------------------------------------------
     config = training.resolve(config)
-    training.check_known(config["model"]["name"], models.NAMES, "model.name")
-    training.check_known(config["dataset"]["name"], pb_jax.data.DATASETS, "dataset.name")
+    captions = config["model"]["name"] == training.CAPTIONER
+    check_names(config)
     workdir = Path(workdir)
     with training.exclusive(workdir):
         training.settle(config, workdir)
@@ -79,38 +81,19 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
             return summary
 
         # --------------------------------------------------------------------------------------
-        # Data: uint8 images in memory, normalised on the device.
+        # Data and model: the task.
         # --------------------------------------------------------------------------------------
-        data = pb_jax.data.load(**config["dataset"])
-        print(
-            f"{data.name}: {len(data.train.labels):,} images to train on, "
-            f"{len(data.test.labels):,} to judge by, {data.num_classes} classes"
-        )
-
-        # --------------------------------------------------------------------------------------
-        # Model.
-        # --------------------------------------------------------------------------------------
-        model = models.create(
-            config["model"]["name"],
-            data.num_classes,
-            rngs=nnx.Rngs(config["seed"]),
-            dtype=jnp.dtype(config["model"]["dtype"]),
-            precision=config["model"]["matmul_precision"],
-        )
-        if config["model"]["weights"] is not None:
-            models.load_torch(model, config["model"]["weights"])
+        task = captioning(config, workdir) if captions else classification(config)
 
         # --------------------------------------------------------------------------------------
         # Optimizer, and what it is to freeze.
         # --------------------------------------------------------------------------------------
-        task = training.Classification(model, data, config["batch_size"])
         learning_rate, optimizer = training.make_optimizer(config, task.steps_per_epoch)
         freezing = training.make_freezing(config, task.steps_per_epoch)
 
         # --------------------------------------------------------------------------------------
         # Training, and the figures that show it.
         # --------------------------------------------------------------------------------------
-        platform = jax.default_backend()
         print(f"{config['model']['name']} on {jax.devices()[0].device_kind}, in {workdir}")
         summary = training.fit(
             task,
@@ -122,10 +105,117 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
             seed=config["seed"],
             every_epochs=config["checkpoint"]["every_epochs"],
             keep=config["checkpoint"]["keep"],
-            compiler_options=models.compiler_options(platform),
+            compiler_options=models.compiler_options(jax.default_backend()),
         )
         reports.write_figures(workdir)
         return summary
+
+
+def check_names(config: Mapping[str, Any]) -> None:
+    """Raise a `UserError` unless the model, its encoder and the data exist and go together."""
+    import models
+    import pb_jax.data
+    from pb_jax import training
+
+    name = config["model"]["name"]
+    training.check_known(name, (*models.NAMES, training.CAPTIONER), "model.name")
+    known = pb_jax.data.DATASETS
+    if name == training.CAPTIONER:
+        known = pb_jax.data.CAPTION_DATASETS
+        training.check_known(config["encoder"]["name"], models.encoders.NAMES, "encoder.name")
+    training.check_known(config["dataset"]["name"], known, "dataset.name")
+
+
+def classification(config: Mapping[str, Any]) -> "Task":
+    """Labelled images, uint8 in memory and normalised on the device, and a network for them."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import models
+    import pb_jax.data
+    from pb_jax import training
+
+    data = pb_jax.data.load(**config["dataset"])
+    print(
+        f"{data.name}: {len(data.train.labels):,} images to train on, "
+        f"{len(data.test.labels):,} to judge by, {data.num_classes} classes"
+    )
+    model = models.create(
+        config["model"]["name"],
+        data.num_classes,
+        rngs=nnx.Rngs(config["seed"]),
+        dtype=jnp.dtype(config["model"]["dtype"]),
+        precision=config["model"]["matmul_precision"],
+    )
+    if config["model"]["weights"] is not None:
+        models.load_torch(model, config["model"]["weights"])
+    return training.Classification(model, data, config["batch_size"])
+
+
+def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
+    """Pictures with captions, as features of a frozen encoder or as they are, and a captioner."""
+    import models
+    import pb_jax.data
+    from pb_jax import training
+
+    data = pb_jax.data.load_captions(**config["dataset"])
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    counts = ", ".join(f"{len(s.images):,} {name}" for name, s in splits.items())
+    print("\n".join([f"{data.name}: {counts} pictures, five captions each", *data.notes]))
+    words = (caption for captions in data.train.captions for caption in captions)
+    vocabulary = pb_jax.data.Vocabulary.build(words, config["captioner"]["min_count"])
+    vocabulary.save(workdir / training.VOCABULARY)
+    encoder, model = captioner(config, len(vocabulary))
+
+    def pictures(split: pb_jax.data.CaptionSplit) -> training.Pictures:
+        if not encoder.frozen:
+            inputs = split.images.read(range(len(split.images)), encoder.image_size)
+        else:
+            inputs = pb_jax.data.features.compute_or_map(
+                split.images,
+                models.encoders.compiled(encoder),
+                image_size=encoder.image_size,
+                shape=(*encoder.grid, encoder.channels),
+                fingerprint=encoder.fingerprint(),
+                folder=pb_jax.data.features_dir(config["dataset"]["data_dir"]),
+            )
+        return training.Pictures(split.images.names, inputs, split.captions)
+
+    chosen = config["captioner"]
+    return training.Captioning(
+        model,
+        *(pictures(split) for split in splits.values()),
+        vocabulary,
+        config["batch_size"],
+        regularisation=chosen["regularisation"],
+        search=training.Search(**config["generation"]),
+    )
+
+
+def captioner(config: Mapping[str, Any], vocabulary_size: int) -> "tuple[Encoder, Captioner]":
+    """The encoder and the captioner of an experiment; the latter holds the former if it trains."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    import models
+
+    rngs = nnx.Rngs(config["seed"])
+    computed: dict[str, Any] = {
+        "rngs": rngs,
+        "dtype": jnp.dtype(config["model"]["dtype"]),
+        "precision": config["model"]["matmul_precision"],
+    }
+    chosen = config["encoder"]
+    encoder = models.encoders.create(chosen["name"], weights=chosen["weights"], **computed)
+    sizes = {k: config["captioner"][k] for k in ("hidden", "embedding", "attention", "dropout")}
+    model = models.Captioner(
+        vocabulary_size,
+        channels=encoder.channels,
+        encoder=None if encoder.frozen else encoder,
+        **sizes,
+        **computed,
+    )
+    return encoder, model
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The paper's convolutional networks, as flax.nnx modules; used from a checkout."""
 
+from models import encoders
 from models.captioner import Captioner, DecoderState
 from models.convolution import compiler_options
 from models.host_memory import reuse_host_memory
@@ -12,6 +13,7 @@ __all__ = [
     "DecoderState",
     "compiler_options",
     "create",
+    "encoders",
     "load_torch",
     "reuse_host_memory",
     "to_torch",

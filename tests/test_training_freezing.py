@@ -46,7 +46,7 @@ def test_epochs_of_masks():
 
 def plain_loop(transformation, epochs):
     """The same training, written out: `partial_backprop` as anyone would use it."""
-    apply, params, state = functional(Tiny(nnx.Rngs(0)))
+    apply, params, state, _ = functional(Tiny(nnx.Rngs(0)))
     data = tiny_data().train
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 

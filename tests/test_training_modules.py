@@ -28,7 +28,7 @@ def test_params_come_in_the_order_of_definition():
 def test_apply_is_the_module():
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 1))
     model, same = Tiny(nnx.Rngs(0)), Tiny(nnx.Rngs(0))
-    apply, params, state = functional(model)
+    apply, params, state, _ = functional(model)
     assert {"norm.mean", "norm.var", "drop.rngs.key", "drop.rngs.count"} <= state.keys()
     for _ in range(2):  # the second time with moved statistics and another dropout mask
         same.train()

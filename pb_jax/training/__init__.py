@@ -45,12 +45,17 @@ Batch statistics are no parameters: they go on moving under a mask, as they do i
 """
 
 from pb_jax.training import metrics, optimizers
+from pb_jax.training.captioning import VOCABULARY, Captioning, Pictures, Search, best_captions
+from pb_jax.training.checkpoints import read_model
 from pb_jax.training.classification import Classification
 from pb_jax.training.config import (
+    CAPTIONER,
+    CAPTIONER_KEYS,
     KEYS,
     check_known,
     default_config,
     describe_keys,
+    keys_of,
     resolve,
 )
 from pb_jax.training.factory import make_freezing, make_optimizer, make_rule
@@ -61,23 +66,32 @@ from pb_jax.training.task import Task
 from pb_jax.training.workdir import exclusive, finished, settle
 
 __all__ = [
+    "CAPTIONER",
+    "CAPTIONER_KEYS",
     "KEYS",
+    "VOCABULARY",
+    "Captioning",
     "Classification",
     "DivergedError",
     "Freezing",
+    "Pictures",
     "Plateau",
+    "Search",
     "Task",
+    "best_captions",
     "check_known",
     "default_config",
     "describe_keys",
     "exclusive",
     "finished",
     "fit",
+    "keys_of",
     "make_freezing",
     "make_optimizer",
     "make_rule",
     "metrics",
     "optimizers",
+    "read_model",
     "resolve",
     "settle",
 ]

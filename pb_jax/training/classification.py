@@ -76,7 +76,7 @@ class Classification(Task):
     """
 
     def __init__(self, model: nnx.Module, data: DataLike, batch_size: int) -> None:
-        self._apply, self.params, self.model_state = functional(model)
+        self._apply, self.params, self.model_state, _ = functional(model)
         self._data = data
         self.examples, self.batch_size = len(data.train.labels), batch_size
         if batch_size > self.examples:
@@ -99,9 +99,10 @@ class Classification(Task):
         rows = training_order(seed, epoch, self.examples, self.batch_size)
         return Order(rows, (0,) * len(rows))
 
-    def evaluation_rows(self) -> np.ndarray:
+    def evaluation_order(self) -> Order:
         """See `Task`."""
-        return evaluation_order(len(self._data.test.labels), min(self.batch_size, 1000))
+        rows = evaluation_order(len(self._data.test.labels), min(self.batch_size, 1000))
+        return Order(rows, (0,) * len(rows))
 
     def loss(
         self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array, length: int
@@ -115,9 +116,10 @@ class Classification(Task):
         return loss, Outcome(model_state, right, jnp.int32(labels.size))
 
     def evaluate(
-        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array
+        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array, length: int
     ) -> EvalTotals:
         """See `Task`."""
+        del length
         counts = rows >= 0
         images, labels = _gather(data, jnp.maximum(rows, 0))
         logits, _ = self._apply(params, model_state, self._normalised(images), train=False)

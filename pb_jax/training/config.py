@@ -1,8 +1,8 @@
 """The keys of an experiment's configuration: defaults, what is allowed, and what they mean.
 
-Everything about a key is in `KEYS`. A key whose default is None takes its value from the optimizer
-or rule that it belongs to; `resolve` fills these in, so that `config.json` holds every number
-that a run has used.
+Everything about a key is in `KEYS` and `CAPTIONER_KEYS`. A key whose default is None takes its
+value from the optimizer or rule that it belongs to; `resolve` fills these in, so that `config.json`
+holds every number that a run has used.
 """
 
 import difflib
@@ -132,11 +132,41 @@ KEYS: Mapping[str, Key] = {
     "checkpoint.every_epochs": _whole(1, 1, "save the latest; the best is saved at once"),
     "checkpoint.keep": _whole(2, 1, "latest checkpoints to keep, besides the best"),
 }
-"""All keys. `default_config` makes a `ConfigDict` of them."""
+"""The keys of every experiment."""
+
+CAPTIONER = "captioner"
+"""The model whose experiments have `CAPTIONER_KEYS` too."""
+
+CAPTIONER_KEYS: Mapping[str, Key] = {
+    "encoder.name": _text("small", "what looks at the pictures, see models/encoders/"),
+    "encoder.weights": _text(None, "its weights (.safetensors or .npz); small trains along"),
+    "captioner.hidden": _whole(512, 1, "size of the LSTM"),
+    "captioner.embedding": _whole(512, 1, "size of the words' vectors"),
+    "captioner.attention": _whole(512, 1, "size of the attention's hidden layer"),
+    "captioner.dropout": _number(0.5, "in front of the output layer", *_SHARE),
+    "captioner.regularisation": _number(
+        1.0, "doubly stochastic: each position is to be looked at", lambda v: v >= 0, "0 or more"
+    ),
+    "captioner.min_count": _whole(5, 1, "how often a word must occur in training to be known"),
+    "generation.beam": _whole(3, 1, "captions kept by the search; 1: greedy"),
+    "generation.max_length": _whole(30, 1, "words in a caption at most"),
+    "generation.length_penalty": _number(
+        0.0, "scores are divided by length to this power", lambda v: v >= 0, "0 or more"
+    ),
+}
+"""The further keys of a captioner's experiment."""
 
 
-def default_config() -> Any:
+def keys_of(model: Any) -> Mapping[str, Key]:
+    """The keys of an experiment with this `model.name`."""
+    return {**KEYS, **CAPTIONER_KEYS} if model == CAPTIONER else KEYS
+
+
+def default_config(model: str = "lenet5") -> Any:
     """A locked `ConfigDict` with every key at its default.
+
+    Args:
+        model: the network's name, which is the value of `model.name`.
 
     Example:
         >>> config = default_config()
@@ -148,9 +178,9 @@ def default_config() -> Any:
     flat = {
         # An untyped placeholder lets a key go from None to its value and back.
         name: config_dict.placeholder(object) if key.default is None else key.default
-        for name, key in KEYS.items()
+        for name, key in keys_of(model).items()
     }
-    config = ConfigDict(nest(flat))
+    config = ConfigDict(nest(flat | {"model.name": model}))
     return config.lock()
 
 
@@ -177,7 +207,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def check_known(name: str, known: Iterable[str] = tuple(KEYS), what: str = "config key") -> None:
+def check_known(
+    name: str, known: Iterable[str] = (*KEYS, *CAPTIONER_KEYS), what: str = "config key"
+) -> None:
     """Raise a `UserError` with a suggestion unless `name` is one of `known`.
 
     Example:
@@ -244,10 +276,13 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         pb_jax.errors.UserError: freeze.mode='foo' is not allowed: one of updates, gradients
     """
     given = flatten(config)
+    keys = keys_of(given.get("model.name"))
     for name in given:
         check_known(name)
-    flat = {name: given.get(name, key.default) for name, key in KEYS.items()}
-    for name, key in KEYS.items():
+        if name not in keys:
+            raise UserError(f"{name} has no effect: it is of experiments with a {CAPTIONER}")
+    flat = {name: given.get(name, key.default) for name, key in keys.items()}
+    for name, key in keys.items():
         _check_value(name, key, flat[name])
     _check_epochs(flat)
     _check_schedule(flat)
@@ -302,10 +337,15 @@ def _fill(
 
 def describe_keys() -> str:
     """All keys with their defaults and help, for `--help`."""
+    further = f"\nOf captioners (model.name={CAPTIONER}) only:"
+    return "\n".join([*_described(KEYS), further, *_described(CAPTIONER_KEYS)])
+
+
+def _described(keys: Mapping[str, Key]) -> list[str]:
     lines = []
-    for name, key in KEYS.items():
+    for name, key in keys.items():
         default = "-" if key.default is None else str(key.default)
         lines.append(f"  {name:<25} {default:<14} {key.help}")
         if key.allowed.startswith("one of "):
             lines.append(f"      {key.allowed}")
-    return "\n".join(lines)
+    return lines

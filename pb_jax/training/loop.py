@@ -188,8 +188,9 @@ def _epoch(
     task, epoch = runner.task, len(records) + 1
     runner.progress.begin(epoch)
     if isinstance(learning_rate, Plateau):
-        rate = jnp.float32(learning_rate.rate(_scores(records, task)))
-        state = state._replace(opt_state=optax.tree.set(state.opt_state, learning_rate=rate))
+        rate = np.float32(learning_rate.rate(_scores(records, task)))
+        opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.asarray(rate))
+        state = state._replace(opt_state=opt_state)
     else:
         rate = learning_rate(epoch * task.steps_per_epoch - 1)
     state, totals, report = runner.train(state, epoch, freezing)

@@ -5,7 +5,7 @@ would cost Python time at every step, as much as a whole step of a small network
 as `layers.3.kernel`, also name the leaves in checkpoints, masks and reports.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,11 +15,11 @@ Arrays = dict[str, jax.Array]
 
 
 class Apply(Protocol):
-    """`apply(params, model_state, inputs, train=...) -> (outputs, new model_state)`."""
+    """`apply(params, model_state, *inputs, train=...) -> (outputs, new model_state)`."""
 
     def __call__(
-        self, params: Arrays, model_state: Arrays, inputs: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Arrays]:
+        self, params: Arrays, model_state: Arrays, *inputs: jax.Array, train: bool
+    ) -> tuple[Any, Arrays]:
         """Run the module; in evaluation the model state comes back as it was given."""
         ...
 
@@ -31,25 +31,27 @@ class Functional(NamedTuple):
         apply: the pure function.
         params: what is trained, every `nnx.Param`, in the order in which the module defines it.
         model_state: everything else: batch statistics, random streams.
+        merge: from such dicts to the module in evaluation mode, for methods other than its call.
     """
 
     apply: Apply
     params: Arrays
     model_state: Arrays
+    merge: Callable[[Arrays, Arrays], Any]
 
 
 def functional(model: nnx.Module) -> Functional:
     """Take a module apart into a pure function and flat dicts of its arrays.
 
     Args:
-        model: any module that maps one array to one; its mode is set to training.
+        model: any module that maps arrays to arrays; its mode is set to training.
 
     Returns:
         A `Functional`. The arrays are the module's own: donating them leaves the module empty.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> apply, params, _ = functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+        >>> apply, params, *_ = functional(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
         >>> list(params)
         ['kernel', 'bias']
         >>> apply(params, {}, jnp.zeros((1, 2)), train=False)[0].shape
@@ -68,19 +70,24 @@ def functional(model: nnx.Module) -> Functional:
     def arrays(state: Any) -> Arrays:
         return {dotted(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
+    def merged(graphdef: Any, params: Arrays, model_state: Arrays) -> Any:
+        return nnx.merge(graphdef, state(param_paths, params), state(rest_paths, model_state))
+
+    def merge(params: Arrays, model_state: Arrays) -> Any:
+        return merged(evaluating, params, model_state)
+
     def apply(
-        params: Arrays, model_state: Arrays, inputs: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, Arrays]:
-        graphdef = training if train else evaluating
-        module = nnx.merge(graphdef, state(param_paths, params), state(rest_paths, model_state))
-        outputs = module(inputs)
+        params: Arrays, model_state: Arrays, *inputs: jax.Array, train: bool
+    ) -> tuple[Any, Arrays]:
         if not train:
-            return outputs, model_state
+            return merge(params, model_state)(*inputs), model_state
+        module = merged(training, params, model_state)
+        outputs = module(*inputs)
         return outputs, arrays(nnx.split(module, nnx.Param, ...)[2])
 
     unordered = arrays(params)
     ordered = {dotted(path): unordered[dotted(path)] for path in param_paths}
-    return Functional(apply, ordered, arrays(rest))
+    return Functional(apply, ordered, arrays(rest), merge)
 
 
 def dotted(path: tuple[Hashable, ...]) -> str:

@@ -49,8 +49,11 @@ class Runner:
         self._seed = seed
         self._train_data, self._evaluation_data = task.train_data(), task.evaluation_data()
         self._scan = scan and len(task.lengths) == 1
-        rows = jnp.asarray(task.evaluation_rows())
-        self._eval_rows = rows if self._scan else list(rows)
+        order = task.evaluation_order()
+        rows = jnp.asarray(order.rows)
+        self._evaluation = (
+            [(rows, 0)] if self._scan else list(zip(rows, order.lengths, strict=True))
+        )
         self._weights = sum(leaf.size for leaf in task.params.values())
         self._compiler_options = compiler_options
         self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
@@ -73,14 +76,16 @@ class Runner:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
             many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
             jobs["rest", 0] = compilation(many, *arguments, donate=True)
-        jobs["evaluate", 0] = compilation(
-            steps.evaluate_many if self._scan else steps.evaluate,
-            state.params,
-            state.model_state,
-            EvalTotals.empty(),
-            self._evaluation_data,
-            self._eval_rows if self._scan else self._eval_rows[0],
-        )
+        for batch, length in {length: (b, length) for b, length in self._evaluation}.values():
+            evaluate = functools.partial(steps.evaluate, length=length)
+            jobs["evaluate", length] = compilation(
+                steps.evaluate_many if self._scan else evaluate,
+                state.params,
+                state.model_state,
+                EvalTotals.empty(),
+                self._evaluation_data,
+                batch,
+            )
         for length, judged in self._mask_lengths(freezing, epochs):
             for at in judged:
                 jobs["magnitudes", at] = compilation(
@@ -133,10 +138,10 @@ class Runner:
         """Mean loss and accuracy on what the task evaluates."""
         totals = EvalTotals.empty()
         pending = collections.deque([totals])
-        for rows in [self._eval_rows] if self._scan else self._eval_rows:
+        for rows, length in self._evaluation:
             if len(pending) == _IN_FLIGHT:
                 pending.popleft().loss.block_until_ready()
-            totals = self._compiled["evaluate", 0](
+            totals = self._compiled["evaluate", length](
                 state.params, state.model_state, totals, self._evaluation_data, rows
             )
             pending.append(totals)

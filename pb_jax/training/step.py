@@ -171,10 +171,17 @@ class Steps:
         return jax.tree.map(lambda t, g: t + (weight * jnp.abs(g)).astype(t.dtype), total, grads)
 
     def evaluate(
-        self, params: Arrays, model_state: Arrays, totals: EvalTotals, data: Any, rows: jax.Array
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        totals: EvalTotals,
+        data: Any,
+        rows: jax.Array,
+        *,
+        length: int = 0,
     ) -> EvalTotals:
         """Add a batch, in evaluation mode, to the totals; indices of -1 do not count."""
-        found = self._task.evaluate(params, model_state, data, rows)
+        found = self._task.evaluate(params, model_state, data, rows, length)
         return EvalTotals(*(a + b for a, b in zip(totals, found, strict=True)))
 
     def evaluate_many(

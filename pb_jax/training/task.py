@@ -35,7 +35,7 @@ class EvalTotals(NamedTuple):
 
 
 class Order(NamedTuple):
-    """The batches of an epoch.
+    """The batches of an epoch, or of an evaluation.
 
     Attributes:
         rows: indices of examples, int32 (steps, batch size).
@@ -86,8 +86,8 @@ class Task(abc.ABC):
         """The batches of `epoch`, from 1: a function of these two and the data alone."""
 
     @abc.abstractmethod
-    def evaluation_rows(self) -> np.ndarray:
-        """Every evaluated example once, int32 (batches, batch size); -1 fills up."""
+    def evaluation_order(self) -> Order:
+        """Batches that hold every evaluated example once; -1 fills up."""
 
     @abc.abstractmethod
     def loss(
@@ -97,7 +97,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(
-        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array
+        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array, length: int
     ) -> EvalTotals:
         """Sums over a batch in evaluation mode; rows of -1 do not count."""
 

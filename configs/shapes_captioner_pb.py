@@ -1,0 +1,21 @@
+"""The captioner on `shapes`: rendered pictures of coloured shapes. Nothing to download.
+
+Command: `python train.py --config configs/shapes_captioner_pb.py`. Full training, to compare with:
+`--config.freeze.rule=none --workdir runs/shapes_full`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.common import paper_captioner
+
+
+def get_config() -> ConfigDict:
+    """The experiment's configuration: smaller than the paper's, with an encoder that trains."""
+    config = paper_captioner("shapes")
+    config.encoder.name = "small"
+    config.captioner.hidden = 256
+    config.captioner.embedding = 128
+    config.captioner.attention = 128
+    config.captioner.min_count = 1
+    config.optimizer.learning_rate = 2e-3
+    return config
