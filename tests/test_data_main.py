@@ -5,7 +5,7 @@ import pytest
 
 from pb_jax.data import preparation, specs
 from pb_jax.data.__main__ import main
-from tests.data_files import TINY_MNIST, random_splits, write_idx
+from tests.data_files import TINY_MNIST, Flickr8kFiles, random_splits, write_idx
 
 
 @pytest.fixture
@@ -35,6 +35,38 @@ def test_prepare_says_what_it_did_and_where(folders, tmp_path, capsys):
     assert err == ""
 
 
+def test_prepare_captions(tmp_path, capsys):
+    files = Flickr8kFiles()
+    files.captions["lost.jpg"] = ["a dog"]
+    source, root = files.write(tmp_path / "source"), tmp_path / "root"
+    assert main(["prepare", "flickr8k", "--source", str(source), "--data-dir", str(root)]) == 0
+    out, err = capsys.readouterr()
+    state = f"in {root / 'flickr8k' / '1.0.0'} (0 MiB in all)\n"
+    counts = "flickr8k: 3 train + 1 validation + 1 test images, "
+    assert out == f"{counts}prepared {state}"
+    notes = [
+        "note: 1 captioned name without an image file (lost.jpg): 1 caption left out",
+        "note: train holds 3 images, the published one 6,000",
+        "note: validation holds 1 image, the published one 1,000",
+        "note: test holds 1 image, the published one 1,000",
+    ]
+    assert err.splitlines() == [
+        f"reading flickr8k from {source}",
+        "checking the pictures of flickr8k",
+        *notes,
+        *(f"writing flickr8k {split}" for split in ("train", "validation", "test")),
+        *(f"indexing flickr8k {split}" for split in ("train", "validation", "test")),
+    ]
+    assert main(["prepare", "flickr8k", "shapes", "--data-dir", str(root)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{counts}was prepared already {state}".rstrip(),
+        *notes,
+        "shapes: nothing to prepare, it is rendered when it is loaded",
+    ]
+    assert err == ""
+
+
 def test_list(folders, tmp_path, capsys):
     main(["prepare", "mnist", *folders])
     capsys.readouterr()
@@ -59,6 +91,11 @@ def test_list(folders, tmp_path, capsys):
         (
             ["prepare", "mnist", "--base-url", "http://127.0.0.1:9/"],
             "error: mnist is not prepared in ",
+        ),
+        (["prepare", "flickr8k"], "cannot be downloaded"),
+        (
+            ["prepare", "flickr8k", "--base-url", "http://127.0.0.1:9/"],
+            "error: flickr8k cannot be downloaded, so --base-url is of no use for it",
         ),
     ],
 )

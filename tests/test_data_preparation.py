@@ -344,16 +344,6 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, source, monkeypat
     assert "No locks available; let only one process prepare" in capsys.readouterr().err
 
 
-def test_root_dir(monkeypatch, tmp_path):
-    assert at_rest.root_dir(tmp_path) == tmp_path
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "env"))
-    assert at_rest.root_dir(None) == tmp_path / "env"
-    monkeypatch.delenv("TFDS_DATA_DIR")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert at_rest.root_dir(None) == tmp_path / "tensorflow_datasets"
-    assert at_rest.root_dir("~/x") == tmp_path / "x"
-
-
 def test_other_content_than_the_published_is_noted(tmp_path, source, capsys, monkeypatch):
     progress = Progress(enabled=True)
     preparation.splits(TINY_MNIST, tmp_path / "a", source_dir=source, progress=progress)

@@ -169,7 +169,8 @@ def _prepare(
     notes = [
         *original.notes,
         *(
-            f"{split} holds {len(examples):,} images, the published one {spec.sizes[split]:,}"
+            f"{split} holds {len(examples):,} image{'s' * (len(examples) != 1)}, "
+            f"the published one {spec.sizes[split]:,}"
             for split, examples in original.splits.items()
             if len(examples) != spec.sizes[split]
         ),

@@ -117,10 +117,12 @@ def read(files: Files, progress: Progress) -> Original:
     notes: list[str] = []
     captions = _read_captions(files.captions, notes)
     lists = _read_lists(files.lists, notes)
-    present = {entry.name for entry in os.scandir(files.images) if entry.is_file()}
+    with os.scandir(files.images) as entries:
+        present = {entry.name for entry in entries if entry.is_file()}
     lost = captions.keys() - present
     count = sum(len(captions[name]) for name in lost)
-    _note(notes, lost, "captioned name{s} without an image file", f"{count:,} captions left out")
+    consequence = f"{count:,} caption{'s' * (count != 1)} left out"
+    _note(notes, lost, "captioned name{s} without an image file", consequence)
     usable = {}
     for split, names in lists.items():
         file = files.lists[split].name
@@ -200,7 +202,7 @@ def _read_lists(paths: Mapping[str, Path], notes: list[str]) -> dict[str, list[s
         counts = Counter(line for line in lines if _plain(line))
         lists[split] = list(counts)
         odd = set(lines) - counts.keys()
-        _note(notes, odd, f"line{{s}} of {path.name} that are no file name", "left out")
+        _note(notes, odd, f"line{{s}} of {path.name} with no file name", "left out")
         twice = {name for name, count in counts.items() if count > 1}
         _note(notes, twice, f"name{{s}} more than once in {path.name}", "taken once")
     counts = Counter(name for names in lists.values() for name in names)
@@ -263,7 +265,7 @@ def _lines(path: Path, notes: list[str]) -> list[str]:
     text = content.decode("utf-8-sig", errors="replace")
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     odd = [f"line {number}" for number, line in enumerate(lines, 1) if "\ufffd" in line]
-    _note(notes, odd, f"line{{s}} of {path.name} that are not UTF-8", "odd letters become spaces")
+    _note(notes, odd, f"line{{s}} of {path.name} not in UTF-8", "odd letters become spaces")
     return lines
 
 
@@ -273,7 +275,8 @@ def _plain(name: str) -> bool:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(entry.name.lower().endswith((".jpg", ".jpeg")) for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith((".jpg", ".jpeg")) for entry in entries)
 
 
 def _note(
