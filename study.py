@@ -80,19 +80,20 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     try:
         options, rest = _options(argv[1:])
-        command = train.parse([argv[0], *rest])
+        parsed = train.parse([argv[0], *rest])
         choices = study.parse_rules(options.rules)
         plan = study.make_plan(
-            command.config, choices, options.seeds, study.parse_grid(options.grid)
+            parsed.config, choices, options.seeds, study.parse_grid(options.grid)
         )
-        base = study.base_of(command.config)
-        train.check_names(study.configuration(base, plan[0]))
+        base = study.base_of(parsed.config)
+        for run in plan:
+            train.check_names(study.configuration(base, run))
         folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
         whole = study.settle(folder, study.Study(options.config, base, plan))
         print(f"{len(plan)} runs in {folder}", flush=True)
         executor = study.Executor(
             folder,
-            lambda run, share: _train(folder, whole, run, share),
+            lambda run, share: command(folder, whole, run, share),
             lambda run: study.configuration(base, run)["epochs"],
             jobs=options.jobs,
             stream=sys.stdout,
@@ -136,7 +137,7 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, [*([f"--config={options.config}"] if options.config else []), *rest]
 
 
-def _train(folder: Path, study: Any, run: Any, share: float | None) -> list[str]:
+def command(folder: Path, study: Any, run: Any, share: float | None) -> list[str]:
     """The command line of a run: what makes the config file's configuration into the run's."""
     return [
         sys.executable,

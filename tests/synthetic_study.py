@@ -39,7 +39,7 @@ summary = {"final_val_accuracy": 0.9, "best_val_accuracy": 0.95, "frozen_fractio
 
 def process(folder, run, share, mode="", epochs=3):
     """The command that stands for train.py."""
-    frozen = {"none": 0.0, "kde_otsu": 0.8 + run.seed / 100}.get(run.rule, share)
+    frozen = {"none": 0.0, "kde_otsu": 0.8 + run.seed / 100}.get(run.rule, share or 0.5)
     arguments = [str(folder / run.folder), str(epochs), str(frozen), mode]
     return [sys.executable, "-I", "-S", "-c", PROGRAM, *arguments]
 

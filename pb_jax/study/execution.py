@@ -16,7 +16,7 @@ from pb_jax.training import metrics
 from pb_jax.training.progress import Progress, clock
 
 LOG = "log.txt"
-_POLL = 0.2  # seconds between two looks at the processes
+_POLL = 0.1  # seconds between two looks at the processes
 _LOOK = 2.0  # seconds between two looks at how far they are
 _GRACE = 60.0  # seconds that a process has to end when it is asked to
 

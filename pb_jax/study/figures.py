@@ -82,11 +82,10 @@ def draw_curves(title: str, cells: Sequence[Cell]) -> Figure:
     Source:
         Figure 3 of the paper.
     """
-    several = any(len(cell.results) > 1 for cell in cells)
     figure = style.new_figure(8.4, f"{title}: loss and accuracy{_over_seeds(cells)}")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["late", "difference"]])
     for number, cell in enumerate(cells):
-        look = _look(cell, number, several)
+        look = _look(cell, number)
         for axes, key, unit in (
             (panels["loss"], "loss", 1.0),
             (panels["accuracy"], "accuracy", 100.0),
@@ -137,8 +136,7 @@ def _over_seeds(cells: Sequence[Cell]) -> str:
     return f", mean ± sd of {high if low == high else f'{low} to {high}'} seeds"
 
 
-def _look(cell: Cell, number: int, several: bool) -> dict[str, Any]:
-    del several
+def _look(cell: Cell, number: int) -> dict[str, Any]:
     if cell.rule == FULL:
         return dict(_FULL_STYLE)
     return {
@@ -155,18 +153,9 @@ def _curves(cell: Cell, key: str) -> list[np.ndarray]:
 
 
 def _difference(cell: Cell, full: Cell) -> list[np.ndarray]:
-    both = [seed for seed in cell.results if seed in full.results]
-    pairs = [
-        [_curves(dataclass_with(c, seed), "val_accuracy")[0] for c in (cell, full)] for seed in both
-    ]
-    return [one[: len(other)] - other[: len(one)] for one, other in pairs]
-
-
-def dataclass_with(cell: Cell, seed: int) -> Cell:
-    """The cell with one seed."""
-    import dataclasses
-
-    return dataclasses.replace(cell, results={seed: cell.results[seed]})
+    pairs = [(cell.only(seed), full.only(seed)) for seed in cell.results if seed in full.results]
+    curves = [[_curves(c, "val_accuracy")[0] for c in pair] for pair in pairs]
+    return [one[: len(other)] - other[: len(one)] for one, other in curves]
 
 
 def _band(

@@ -62,6 +62,10 @@ class Cell:
         """As tables and figures call it."""
         return cell_title(self.label, self.point)
 
+    def only(self, seed: int) -> "Cell":
+        """The cell with the run of one seed."""
+        return dataclasses.replace(self, results={seed: self.results[seed]})
+
     def values(self, key: str = SCORE) -> dict[int, float]:
         """A number of `summary.json`, by seed, of those runs that have it."""
         return {
