@@ -130,11 +130,11 @@ class EfficientNetLite0(Encoder):
             x = _relu6(self.head(x))
         return x.astype(jnp.float32)
 
-    def logits(self, images: jax.Array) -> jax.Array:
-        """Logits of ImageNet's 1000 classes, float32 (N, 1000); needs the head."""
+    def logits(self, features: jax.Array) -> jax.Array:
+        """Logits of ImageNet's 1000 classes, float32 (N, 1000), of features of the head."""
         if self.head is None:
             raise ValueError("logits need the head: create the encoder with head=True")
-        pooled = jnp.mean(self(images), (1, 2))
+        pooled = jnp.mean(features, (1, 2))
         return jnp.dot(pooled, self.classes[...], precision=self.precision) + self.class_bias[...]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pb_jax.data.errors import DataError
+from pb_jax.data.locking import locked
 from pb_jax.data.progress import Progress
 from pb_jax.data.specs import CaptionSpec, Spec
 
@@ -96,7 +97,7 @@ def obtain(
     if (found := cached()) is not None:
         return found
     try:
-        with _locked(root / spec.name, progress):
+        with locked(root / spec.name, progress):
             if (found := cached()) is not None:
                 return found  # another process was quicker
             if is_prepared(spec, root):
@@ -135,20 +136,3 @@ def _publish(spec: Spec | CaptionSpec, work: Path, root: Path) -> None:
     shutil.rmtree(derived, ignore_errors=True)
     derived_dir(spec, work).rename(derived)
     dataset_dir(spec, work).rename(dataset_dir(spec, root))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Hold `folder`'s lock; the system drops it when the process ends, however it ends."""
-    import fcntl  # where it is missing (Windows), built-in data still load
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say(f"waiting for another process that is preparing {folder.name}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems know no locks
-            progress.say(f"{folder}: {error.strerror}; let only one process prepare {folder.name}")
-        yield
