@@ -54,7 +54,7 @@ class _Trace(NamedTuple):
 
     hidden: jax.Array  # before the step
     cell: jax.Array  # before the step
-    layer: jax.Array  # the attention's hidden layer
+    attending: jax.Array  # its part of the attention's hidden layer
     alphas: jax.Array
     context: jax.Array
     gate: jax.Array
@@ -120,11 +120,12 @@ def _forward(weights: Weights, memory: Memory, carry: Carry, inputs: jax.Array, 
 
 def _backward(precision: Any, saved: Any, cotangents: tuple[jax.Array, jax.Array]):
     weights, memory, traces = saved
-    attention = weights.score.shape[0]
+    attention, lstm = weights.score.shape[0], weights.from_context.shape[1]
+    score = weights.score.astype(jnp.float32)
     to_hidden, to_context = weights.from_hidden.T, weights.from_context.T
 
     def body(carry, scanned):
-        for_hidden, for_cell, for_layer = carry
+        for_hidden, for_cell, for_score, for_layer = carry
         trace, of_hidden, of_alphas = scanned
         i, f, g, o = jnp.split(trace.gates, 4, -1)
         for_hidden += of_hidden
@@ -150,31 +151,37 @@ def _backward(precision: Any, saved: Any, cotangents: tuple[jax.Array, jax.Array
         )
         mean = jnp.sum(trace.alphas * for_alphas, -1, keepdims=True)
         for_scores = trace.alphas * (for_alphas - mean)
-        behind = for_scores[:, :, None] * (1 - jnp.square(trace.layer))
-        for_projection = weights.score.astype(jnp.float32) * jnp.sum(behind, 1)
-        for_products = jnp.concatenate([for_projection, for_gate, for_gates], -1)
+        layer = _layer(memory, trace.attending)
+        of_layer, of_square = (
+            jnp.einsum("np,npa->na", for_scores, power, precision=precision)
+            for power in (layer, jnp.square(layer))
+        )
+        # The sum of for_scores * (1 - layer^2) over the positions; for_scores alone add up to 0.
+        for_attending = -score * of_square
+        for_products = jnp.concatenate([for_attending, for_gate, for_gates], -1)
         for_hidden = _product(for_products, to_hidden, precision)
-        collected = (for_products, for_context, for_scores)
-        return (for_hidden, for_cell * f, for_layer + behind), collected
+        for_score += jnp.sum(of_layer, 0)
+        for_layer += for_scores[:, :, None] * (1 - jnp.square(layer))
+        carry = (for_hidden, for_cell * f, for_score, for_layer)
+        return carry, (for_products, for_context)
 
-    n, positions = memory.features.shape[:2]
     nothing = jnp.zeros_like(traces.hidden[0])
-    start = (nothing, nothing, jnp.zeros((n, positions, attention), jnp.float32))
-    (for_hidden, for_cell, for_layer), (for_products, for_context, for_scores) = lax.scan(
+    start = (nothing, nothing, jnp.zeros_like(score), jnp.zeros_like(memory.projected))
+    (for_hidden, for_cell, for_score, for_layer), (for_products, for_context) = lax.scan(
         body, start, (traces, *cotangents), reverse=True
     )
     across = functools.partial(jnp.einsum, precision=precision)
-    for_gates = for_products[:, :, -4 * nothing.shape[1] :]
+    for_gates = for_products[:, :, -lstm:]
     gated = traces.gate * traces.context
     for_weights = Weights(
-        score=across("tnp,tnpa->a", for_scores, traces.layer),
+        score=for_score,
         from_hidden=across("tnh,tnk->hk", traces.hidden, for_products),
-        gate_bias=jnp.sum(for_products[:, :, attention : -4 * nothing.shape[1]], (0, 1)),
+        gate_bias=jnp.sum(for_products[:, :, attention:-lstm], (0, 1)),
         from_context=across("tnc,tnk->ck", gated, for_gates),
     )
     for_memory = Memory(
         features=across("tnp,tnc->npc", traces.alphas, for_context),
-        projected=weights.score.astype(jnp.float32) * for_layer,
+        projected=score * for_layer,
     )
     gradients = (for_weights, for_memory)
     cast = jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, (weights, memory))
@@ -190,7 +197,8 @@ def _step(
     hidden, cell = carry
     attention, channels = weights.score.shape[0], weights.gate_bias.shape[0]
     products = _product(hidden, weights.from_hidden, precision)
-    layer = jnp.tanh(memory.projected + products[:, None, :attention])
+    attending = products[:, :attention]
+    layer = _layer(memory, attending)
     alphas = jax.nn.softmax(layer @ weights.score.astype(jnp.float32), -1)
     context = jnp.einsum(
         "np,npc->nc",
@@ -207,8 +215,12 @@ def _step(
     new_cell = f * cell + i * g
     squashed = jnp.tanh(new_cell)
     gates = jnp.concatenate([i, f, g, o], -1)
-    trace = _Trace(hidden, cell, layer, alphas, context, gate, gates, squashed)
+    trace = _Trace(hidden, cell, attending, alphas, context, gate, gates, squashed)
     return Carry(o * squashed, new_cell), trace
+
+
+def _layer(memory: Memory, attending: jax.Array) -> jax.Array:
+    return jnp.tanh(memory.projected + attending[:, None])
 
 
 def _product(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:

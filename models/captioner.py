@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from models import attention_lstm
 from models.attention_lstm import Carry, Memory, Weights
+from models.convolution import materialised
 from models.layers import dense, uniform
 from pb_jax.checks import check_number
 
@@ -156,6 +157,7 @@ class Captioner(nnx.Module):
                 f"{features.dtype} of shape {features.shape}"
             )
         features = features.reshape(features.shape[0], -1, self.channels).astype(self.dtype)
+        features = materialised(features)  # or XLA:CPU converts them for each use
         mean = jnp.mean(features, 1, dtype=jnp.float32)
         carry = Carry(
             self.initial_hidden(mean).astype(jnp.float32),
