@@ -171,23 +171,24 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
         if not encoder.frozen:
             inputs = split.images.read(range(len(split.images)), encoder.image_size)
         else:
-            inputs = pb_jax.data.features.compute_or_map(
+            inputs = pb_jax.data.compute_or_map(
                 split.images,
                 models.encoders.compiled(encoder),
                 image_size=encoder.image_size,
                 shape=(*encoder.grid, encoder.channels),
                 fingerprint=encoder.fingerprint(),
-                folder=pb_jax.data.features_dir(config["dataset"]["data_dir"]),
+                folder=pb_jax.data.root_dir(config["dataset"]["data_dir"]) / "features",
             )
         return training.Pictures(split.images.names, inputs, split.captions)
 
-    chosen = config["captioner"]
     return training.Captioning(
         model,
-        *(pictures(split) for split in splits.values()),
+        pictures(data.train),
+        pictures(data.validation),
+        pictures(data.test),
         vocabulary,
         config["batch_size"],
-        regularisation=chosen["regularisation"],
+        regularisation=config["captioner"]["regularisation"],
         search=training.Search(**config["generation"]),
     )
 

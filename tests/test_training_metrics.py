@@ -60,7 +60,7 @@ def test_the_summary_names_the_first_best_epoch_and_the_last_mask():
     json.dumps(summary, allow_nan=False)
     full = metrics.summarise(records[:1], "val_accuracy", parameters=12, epochs=1)
     assert (full["frozen_fraction"], full["threshold"]) == (0.0, None)
-    assert "threshold            none" in metrics.table(full)
+    assert "threshold                none" in metrics.table(full)
 
 
 def test_tensorboard_goes_on_where_it_stopped(tmp_path):

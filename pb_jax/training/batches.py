@@ -57,14 +57,19 @@ def few_lengths(lengths: np.ndarray) -> tuple[int, ...]:
 
     Example:
         >>> few_lengths(np.arange(1, 101))
-        (50, 75, 90, 98, 100)
+        (50, 90, 98, 100)
     """
-    quantiles = np.quantile(lengths, [0.5, 0.75, 0.9, 0.98, 1.0], method="inverted_cdf")
+    quantiles = np.quantile(lengths, [0.5, 0.9, 0.98, 1.0], method="inverted_cdf")
     return tuple(sorted(set(map(int, quantiles))))
 
 
 def training_order_by_length(
-    seed: int, epoch: int, sizes: np.ndarray, batch_size: int, lengths: Sequence[int], pool: int = 8
+    seed: int,
+    epoch: int,
+    sizes: np.ndarray,
+    batch_size: int,
+    lengths: Sequence[int],
+    pool: int = 32,
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """`training_order` with sequences of like length together.
 

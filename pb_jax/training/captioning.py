@@ -182,9 +182,7 @@ class Captioning(Task):
         scores = corpus_bleu(captions, self._validation.captions)
         return {f"val_{name}": value for name, value in scores.items()}
 
-    def finish(
-        self, best: Callable[[], tuple[Arrays, Arrays]], workdir: Path
-    ) -> dict[str, Any]:
+    def finish(self, best: Callable[[], tuple[Arrays, Arrays]], workdir: Path) -> dict[str, Any]:
         """BLEU-1 to BLEU-4 of the test split; writes the captions to `test_captions.json`."""
         captions = self.generate(*best(), self._test.inputs)
         written = dict(zip(self._test.names, captions, strict=True))
@@ -222,9 +220,7 @@ class Captioning(Task):
         """Logits and alphas under teacher forcing, what was to be predicted, the new state."""
         tokens = data.tokens[rows, : length + 1]
         inputs = data.inputs[data.picture[rows]]
-        outputs, model_state = self._apply(
-            params, model_state, inputs, tokens[:, :-1], train=train
-        )
+        outputs, model_state = self._apply(params, model_state, inputs, tokens[:, :-1], train=train)
         return outputs, tokens[:, 1:], model_state
 
 
@@ -236,7 +232,6 @@ def best_captions(model: Any, inputs: jax.Array, search: Search) -> jax.Array:
         inputs: (N, ...), as it takes them.
         search: how to look for it.
     """
-
     found = beam_search(
         model.start(inputs),
         model.step,

@@ -161,13 +161,13 @@ def table(summary: dict[str, Any]) -> str:
         >>> print(table({"epochs": 2, "final_val_accuracy": 0.9, "best_val_accuracy": 0.9125,
         ...     "best_epoch": 1, "frozen_fraction": 0.8, "threshold": 0.25, "parameters": 79214,
         ...     "seconds": 65.2}))
-        epochs               2
-        final val accuracy   90.00 %
-        best val accuracy    91.25 % (epoch 1)
-        frozen weights       80.00 %
-        threshold            0.25
-        parameters           79,214
-        seconds              65.2
+        epochs                   2
+        final val accuracy       90.00 %
+        best val accuracy        91.25 % (epoch 1)
+        frozen weights           80.00 %
+        threshold                0.25
+        parameters               79,214
+        seconds                  65.2
     """
     threshold = summary["threshold"]
     rows = {
@@ -179,4 +179,8 @@ def table(summary: dict[str, Any]) -> str:
         "parameters": f"{summary['parameters']:,}",
         "seconds": f"{summary['seconds']:.1f}",
     }
-    return "\n".join(f"{name:<20} {text}" for name, text in rows.items()).replace("%", " %")
+    for split, name in (("val", "validation"), ("test", "test")):
+        if f"{split}_bleu4" in summary:
+            scores = [f"{summary[f'{split}_bleu{n}']:.3f}" for n in (1, 2, 3, 4)]
+            rows[f"{name} BLEU-1 to 4"] = "  ".join(scores)
+    return "\n".join(f"{name:<24} {text}" for name, text in rows.items()).replace("%", " %")

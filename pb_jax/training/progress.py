@@ -92,6 +92,7 @@ class Progress:
             f"epoch {record['epoch']:>{width}}/{self._epochs}",
             f"train {record['train_loss']:.4f} {record['train_accuracy']:.2%}",
             f"val {record['val_loss']:.4f} {record['val_accuracy']:.2%}",
+            *([f"BLEU-4 {record['val_bleu4']:.3f}"] if "val_bleu4" in record else []),
             f"frozen {record['frozen_fraction']:.1%}",
             *([] if threshold is None or threshold != threshold else [f"t {threshold:.3g}"]),
             f"lr {record['learning_rate']:.3g}",
