@@ -118,6 +118,11 @@ def create(name, weights=None, **options):
     return encoders.create(name, weights=weights, rngs=RNGS, **options)
 
 
+@functools.cache
+def small():
+    return create("small")
+
+
 def lite0(weights=None, **options):
     weights = random_weights("efficientnet_lite0") if weights is None else weights
     return efficientnet_lite0.EfficientNetLite0(weights, **options)
@@ -362,13 +367,13 @@ def test_names_and_wrong_arguments():
 )
 def test_images_that_do_not_fit(images):
     with pytest.raises(ValueError, match=r"expected uint8 images \(N, 48, 48, 3\)"):
-        create("small")(jnp.asarray(images))
+        small()(jnp.asarray(images))
 
 
 def test_nothing_of_a_frozen_encoder_trains():
     assert not jax.tree.leaves(nnx.state(lite0(), (nnx.Param, nnx.BatchStat)))
     assert lite0().frozen
-    assert not create("small").frozen
+    assert not small().frozen
 
 
 def test_fingerprints():
@@ -381,14 +386,14 @@ def test_fingerprints():
         lite0(head=False).fingerprint(),
         lite0(dtype=jnp.bfloat16).fingerprint(),
         lite0(precision="highest").fingerprint(),
-        create("small").fingerprint(),
+        small().fingerprint(),
         encoders.create("small", rngs=nnx.Rngs(1)).fingerprint(),
     }
     assert len(prints) == 7
     assert all(len(value) == 64 for value in prints)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_small_trains_along(dtype):
     encoder = encoders.create("small", rngs=nnx.Rngs(0), dtype=dtype)
     pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8))
