@@ -9,7 +9,7 @@ import pb_jax
 from pb_jax.training import Freezing
 from pb_jax.training.batches import training_order
 from pb_jax.training.classification import cross_entropy, normalised
-from pb_jax.training.loop import _strong
+from pb_jax.training.loop import strong
 from pb_jax.training.modules import functional
 from tests.tiny_training import (
     BATCH,
@@ -61,7 +61,7 @@ def plain_loop(transformation, epochs):
         updates, opt_state = transformation.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), state_, opt_state
 
-    opt_state = _strong(transformation.init(params))
+    opt_state = strong(transformation.init(params))
     for epoch in range(1, epochs + 1):
         for rows in training_order(3, epoch, TRAIN, BATCH):
             params, state, opt_state = step(params, state, opt_state, rows)

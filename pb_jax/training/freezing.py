@@ -85,8 +85,11 @@ class Freezing:
             judged: gradients, or what stands for them.
             params: present parameters.
         """
-        key = jax.random.fold_in(jax.random.key(self.seed), state.count)
-        return self.rule(judged, params, key=key)
+        return self.rule(judged, params, key=self.key(state.count))
+
+    def key(self, count: Any) -> jax.Array:
+        """Of the random rules, for a mask that is made after `count` updates."""
+        return jax.random.fold_in(jax.random.key(self.seed), count)
 
     def hold(
         self,

@@ -20,7 +20,7 @@ from pb_jax.training.modules import Arrays
 from pb_jax.training.plateau import Plateau
 from pb_jax.training.progress import Progress
 from pb_jax.training.runner import NotFiniteError, Runner, check_finite, means
-from pb_jax.training.step import Steps, TrainState, threshold_of
+from pb_jax.training.step import Steps, Totals, TrainState, threshold_of
 from pb_jax.training.task import Task
 
 
@@ -75,7 +75,7 @@ def fit(
     try:
         sizes = {name: leaf.size for name, leaf in task.params.items()}
         steps = Steps(task, optimizer, freezing)
-        state = _strong(steps.initial(task.params, task.model_state))
+        state = strong(steps.initial(task.params, task.model_state))
         records, state = _resume(workdir, checkpoints, state, progress, epochs)
         if len(records) < epochs and not _over(records, learning_rate, task):
             runner = Runner(
@@ -214,24 +214,60 @@ def _epoch(
             epoch=epoch,
         )
     runner.progress.frozen = frozen
+    record = epoch_record(
+        epoch,
+        step,
+        totals,
+        (val_loss, val_accuracy),
+        frozen,
+        threshold,
+        rate,
+        examples_per_second=task.steps_per_epoch * task.batch_size / (trained - began),
+        seconds=time.monotonic() - began,
+    )
+    return state, record | finite({key: float(scores[key]) for key in task.scores})
+
+
+def epoch_record(
+    epoch: int,
+    step: int,
+    totals: Totals,
+    val: tuple[float, float],
+    frozen: float,
+    threshold: Any,
+    rate: Any,
+    *,
+    examples_per_second: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """The line of `metrics.jsonl`, without the task's own scores.
+
+    Args:
+        epoch: from 1.
+        step: updates made.
+        totals: of the epoch's training.
+        val: loss and accuracy of the evaluation.
+        frozen: share of the weights.
+        threshold: of the mask: a scalar, a dict with one a leaf, or None.
+        rate: the learning rate.
+        examples_per_second: of training.
+        seconds: of all.
+    """
     loss, accuracy = means(totals)
     record = {
-        "epoch": epoch,
-        "step": step,
         "train_loss": loss,
         "train_accuracy": accuracy,
-        "val_loss": val_loss,
-        "val_accuracy": val_accuracy,
+        "val_loss": val[0],
+        "val_accuracy": val[1],
         "frozen_fraction": frozen,
         "zero_gradient_fraction": float(totals.zeros) / int(totals.steps),
         # A threshold for each leaf is in the mask's report; a line holds one number.
         "threshold": math.nan if threshold is None or isinstance(threshold, dict) else threshold,
         "learning_rate": f"{np.asarray(rate):.7g}",  # float32
-        "examples_per_second": task.steps_per_epoch * task.batch_size / (trained - began),
-        "seconds": time.monotonic() - began,
-    } | {key: scores[key] for key in task.scores}
-    whole = ("epoch", "step")
-    return state, finite({k: v if k in whole else float(v) for k, v in record.items()})
+        "examples_per_second": examples_per_second,
+        "seconds": seconds,
+    }
+    return {"epoch": epoch, "step": step} | finite({k: float(v) for k, v in record.items()})
 
 
 def _worth_saving(records: list[dict[str, Any]], score: str, every_epochs: int) -> bool:
@@ -252,7 +288,7 @@ def _diverged(error: NotFiniteError, epoch: int, checkpoints: Checkpoints) -> Di
     )
 
 
-def _strong(state: TrainState) -> TrainState:
+def strong(state: TrainState) -> TrainState:
     """Without weak types, so that a restored state is of the same type as a fresh one."""
     return jax.tree.map(
         lambda leaf: (
