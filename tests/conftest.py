@@ -15,7 +15,7 @@ def _folder(variable: str) -> Path:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """The folder with mnist/ and cifar-10-batches-py/."""
+    """The folder with mnist/, cifar-10-batches-py/ and flickr8k/."""
     return _folder("PB_JAX_DATA")
 
 

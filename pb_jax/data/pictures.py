@@ -138,9 +138,7 @@ def decode(
                 upright = Image.alpha_composite(white, upright)
             rgb = upright.convert("RGB")
             return np.asarray(rgb if size is None else _squeeze(rgb, size))
-    except DataError:
-        raise
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
         reason = str(error).partition(" <_io")[0] or type(error).__name__
