@@ -1,0 +1,440 @@
+"""Runs that differ in their seed, side by side: one compiled program trains them all.
+
+On an accelerator a small network leaves most of the device idle, and each run has to be compiled.
+Here the training states of several runs are stacked, and the steps of `pb_jax.training.step` are
+mapped over them; the data is there once. Each run ends, within what rounding makes of it, as if it
+had been alone, and leaves the same files, but for checkpoints and TensorBoard events.
+
+Masks are made outside of the step, as a branch inside of it would be taken by none or by all: under
+`vmap`, a `lax.cond` whose predicate differs between runs computes both sides at every step.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import pb_jax
+from pb_jax.training import mask_report, metrics
+from pb_jax.training.checkpoints import Checkpoints
+from pb_jax.training.freezing import Freezing
+from pb_jax.training.loop import epoch_record, strong
+from pb_jax.training.modules import Arrays
+from pb_jax.training.progress import Progress
+from pb_jax.training.step import (
+    Steps,
+    Totals,
+    TrainState,
+    frozen_counts,
+    threshold_of,
+)
+from pb_jax.training.task import EvalTotals, Task
+
+SIDE_BY_SIDE = ("vmap", "map")
+"""How a function is mapped over the runs: all at once, or one after the other in one program."""
+
+_NEVER = 1_000_000  # an epoch that does not come
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One of the runs.
+
+    Attributes:
+        workdir: the run's folder; it exists.
+        seed: of the order of its batches.
+        params: initial trained arrays.
+        model_state: the model's other arrays.
+        freezing: what is frozen and when; None: full training.
+        share_of: which member's frozen share `rule` takes, by its place in the list; an earlier
+            one, which makes its masks in the same epochs.
+        rule: the rule for a share, where `share_of` is given.
+    """
+
+    workdir: Path
+    seed: int
+    params: Arrays
+    model_state: Arrays
+    freezing: Freezing | None = None
+    share_of: int | None = None
+    rule: Callable[[float], pb_jax.Rule] | None = None
+
+
+def fit_together(
+    task: Task,
+    members: Sequence[Member],
+    optimizer: optax.GradientTransformation,
+    folder: Path,
+    *,
+    epochs: int,
+    learning_rate: optax.Schedule,
+    side_by_side: str = "vmap",
+    every_epochs: int = 10,
+    enough: Callable[[float], bool] = lambda seconds: False,
+    compiler_options: dict[str, Any] | None = None,
+    stream: TextIO | None = None,
+) -> list[dict[str, Any]] | None:
+    """Train several runs at once, or go on with those that the folders hold.
+
+    A run whose loss is no longer finite goes on, to no purpose, beside the others, and its summary
+    says so with a `final_val_accuracy` of what it still gets right.
+
+    Args:
+        task: what is trained on what; its own initial arrays are not used.
+        members: the runs, with models and optimizers of the same structure.
+        optimizer: of full training.
+        folder: for the checkpoints of all members together; it exists.
+        epochs: in all, those of an earlier start included.
+        learning_rate: the schedule that the optimizer follows.
+        side_by_side: one of `SIDE_BY_SIDE`. Which is faster depends on network and device.
+        every_epochs: how often to save a checkpoint.
+        enough: called after each epoch with the seconds it took; True saves and stops.
+        compiler_options: as `jax.jit` takes them.
+        stream: where progress goes; None: standard output.
+
+    Returns:
+        What the runs' `summary.json` hold, in the order of the members; None where `enough` said
+        so before the end. `seconds` are a member's share of the time of all.
+
+    Raises:
+        ValueError: members that cannot be stacked, or a task with batches of several lengths.
+        UserError: no readable checkpoint.
+    """
+    ensemble = Ensemble(task, members, optimizer, side_by_side, compiler_options)
+    progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
+    checkpoints = Checkpoints(folder / "checkpoints", task.score, 1, warn=progress.say)
+    try:
+        state = ensemble.initial()
+        restored = checkpoints.restore(state)
+        done = 0
+        if restored is not None:
+            state, record = restored
+            done = record["epoch"]
+            progress.say(f"resuming after epoch {done}")
+        records = [metrics.rewind(member.workdir / "metrics.jsonl", done) for member in members]
+        for member in members:
+            for path in member.workdir.glob("mask_step_*.npz"):
+                if mask_report.step_of(path) > done * task.steps_per_epoch:
+                    path.unlink()
+        if done < epochs:
+            began = time.monotonic()
+            ensemble.compile(state, range(done + 1, epochs + 1))
+            progress.say(f"compiled in {time.monotonic() - began:.1f} s")
+        while done < epochs:
+            done += 1
+            rate = learning_rate(done * task.steps_per_epoch - 1)
+            state, lines = ensemble.epoch(state, done, rate)
+            for member, lines_before, line in zip(members, records, lines, strict=True):
+                lines_before.append(line)
+                metrics.append(member.workdir / "metrics.jsonl", line)
+            progress.say(_line(done, epochs, lines))
+            last = done == epochs or enough(len(lines) * lines[0]["seconds"])
+            if last or done % every_epochs == 0:
+                mean = float(np.mean([line["val_accuracy"] for line in lines]))
+                checkpoints.save(state, {"epoch": done, task.score: mean})
+            if last and done < epochs:
+                return None
+        checkpoints.wait()
+        return [
+            _finish(member, lines, task.score, ensemble.weights, epochs)
+            for member, lines in zip(members, records, strict=True)
+        ]
+    finally:
+        progress.close()
+        checkpoints.close()
+
+
+class Ensemble:
+    """The compiled functions over stacked states.
+
+    Args:
+        task: see `fit_together`, as for the next four.
+        members: the runs.
+        optimizer: of full training.
+        side_by_side: how they are mapped.
+        compiler_options: as `jax.jit` takes them.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        members: Sequence[Member],
+        optimizer: optax.GradientTransformation,
+        side_by_side: str = "vmap",
+        compiler_options: dict[str, Any] | None = None,
+    ) -> None:
+        self._freezings = _freezings(task, members)
+        _check(task, members, self._freezings, side_by_side)
+        self._task, self._members = task, members
+        self._steps = [Steps(task, optimizer, freezing) for freezing in self._freezings]
+        self._how = side_by_side
+        self._compiler_options = compiler_options
+        self._train_data, self._evaluation_data = task.train_data(), task.evaluation_data()
+        self._evaluation_rows = jnp.asarray(task.evaluation_order().rows)
+        self._sizes = {name: leaf.size for name, leaf in members[0].params.items()}
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._counts = jax.jit(jax.vmap(frozen_counts))
+
+    @property
+    def weights(self) -> int:
+        """Trained weights of one member."""
+        return sum(self._sizes.values())
+
+    def initial(self) -> TrainState:
+        """The stacked states before the first step; the members' arrays stay."""
+        states = [
+            strong(steps.initial(member.params, member.model_state))
+            for steps, member in zip(self._steps, self._members, strict=True)
+        ]
+        return _stacked(states)
+
+    def train(
+        self, state: TrainState, totals: Totals, data: Any, rows: jax.Array
+    ) -> tuple[TrainState, Totals]:
+        """An epoch of every member, a pure function. `rows`: (members, steps, batch size)."""
+        many = functools.partial(self._steps[0].train_many, count=self._task.steps_per_epoch)
+        return _mapped(self._how, many, (0, 0, None, 0))(state, totals, data, rows)
+
+    def compile(self, state: TrainState, epochs: range) -> None:
+        """Compile what these epochs need, all at once."""
+        rows = jnp.asarray(self._rows(1))
+        batches = jnp.int32(0), jnp.float32(0)
+        magnitudes = _mapped(self._how, self._steps[0].add_magnitudes, (0, 0, None, 0, None, None))
+        evaluate = _mapped(self._how, self._steps[0].evaluate_many, (0, 0, 0, None, None))
+        jobs = {
+            "train": self._compilation(
+                self.train, state, self._totals(), self._train_data, rows, donate=True
+            ),
+            "evaluate": self._compilation(
+                evaluate,
+                state.params,
+                state.model_state,
+                self._eval_totals(),
+                self._evaluation_data,
+                self._evaluation_rows,
+            ),
+        }
+        if any(freezing.makes_mask(epoch) for freezing in self._freezings for epoch in epochs):
+            jobs["magnitudes"] = self._compilation(
+                magnitudes, state.params, state, self._train_data, rows, *batches, donate=True
+            )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            running = {name: pool.submit(job) for name, job in jobs.items()}
+            self._compiled = {name: job.result() for name, job in running.items()}
+
+    def epoch(
+        self, state: TrainState, epoch: int, rate: Any
+    ) -> tuple[TrainState, list[dict[str, Any]]]:
+        """Train and evaluate once; returns the new states and a line of each member's metrics."""
+        began = time.monotonic()
+        rows = jnp.asarray(self._rows(epoch))
+        state = self._masks(state, epoch, rows)
+        state, totals = self._compiled["train"](state, self._totals(), self._train_data, rows)
+        totals = jax.device_get(totals)
+        trained = time.monotonic()
+        found = jax.device_get(
+            self._compiled["evaluate"](
+                state.params,
+                state.model_state,
+                self._eval_totals(),
+                self._evaluation_data,
+                self._evaluation_rows,
+            )
+        )
+        frozen = np.asarray(self._counts(state.opt_state)).sum(axis=1, dtype=np.int64)
+        thresholds = jax.device_get(threshold_of(state.opt_state))
+        members = len(self._members)
+        rate_of_all = members * self._task.steps_per_epoch * self._task.batch_size
+        seconds = (time.monotonic() - began) / members
+        lines = []
+        for place in range(members):
+            of = functools.partial(jax.tree.map, lambda leaf, place=place: leaf[place])
+            loss, correct, counted = of(found)
+            lines.append(
+                epoch_record(
+                    epoch,
+                    int(state.step[place]),
+                    of(totals),
+                    (float(loss) / int(counted), int(correct) / int(counted)),
+                    int(frozen[place]) / self.weights,
+                    of(thresholds),
+                    rate,
+                    examples_per_second=rate_of_all / (trained - began) / members,
+                    seconds=seconds,
+                )
+            )
+        return state, lines
+
+    def _masks(self, state: TrainState, epoch: int, rows: jax.Array) -> TrainState:
+        """Make the masks that are due before the epoch's first step, and take away what is over."""
+        due = []
+        for place, freezing in enumerate(self._freezings):
+            if freezing.releases(epoch):
+                state = _replaced(state, place, freezing.release(_of(state, place)))
+            if freezing.makes_mask(epoch):
+                due.append(place)
+        if not due:
+            return state
+        judged = self._judged(state, rows)
+        shares: dict[int, float] = {}
+        for place in due:
+            member, freezing, before = (
+                self._members[place],
+                self._freezings[place],
+                _of(state, place),
+            )
+            mine = jax.tree.map(lambda leaf, place=place: leaf[place], (judged, state.params))
+            rule = freezing.rule
+            if member.share_of is not None:
+                assert member.rule is not None
+                rule = member.rule(shares[member.share_of])
+            chosen = _selection(rule)(*mine, freezing.key(before.count))
+            after = before._replace(mask=chosen.mask, threshold=chosen.threshold)
+            state = _replaced(state, place, after)
+            report = mask_report.look(chosen.estimate, mine[0], chosen.mask, freezing.alpha)
+            path = mask_report.save(
+                member.workdir,
+                report,
+                sizes=self._sizes,
+                threshold=jax.device_get(chosen.threshold),
+                alpha=freezing.alpha,
+                step=int(state.step[place]) + 1,
+                epoch=epoch,
+            )
+            with np.load(path, allow_pickle=False) as content:
+                shares[place] = float(content["frozen_fraction"])
+        return state
+
+    def _judged(self, state: TrainState, rows: jax.Array) -> Arrays:
+        """Mean magnitudes over the batches that the masks are judged by, stacked."""
+        batches = min(self._freezings[0].batches, self._task.steps_per_epoch)
+        total = jax.tree.map(jnp.zeros_like, state.params)
+        for row in range(batches):
+            total = self._compiled["magnitudes"](
+                total, state, self._train_data, rows, jnp.int32(row), jnp.float32(1 / batches)
+            )
+        return total
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        return np.stack([self._task.order(member.seed, epoch).rows for member in self._members])
+
+    def _totals(self) -> Totals:
+        return _stacked([Totals.empty()] * len(self._members))
+
+    def _eval_totals(self) -> EvalTotals:
+        return _stacked([EvalTotals.empty()] * len(self._members))
+
+    def _compilation(
+        self, function: Callable[..., Any], *arguments: Any, donate: bool = False
+    ) -> Callable[[], Any]:
+        jitted = jax.jit(
+            function,
+            donate_argnums=(0,) if donate else (),
+            compiler_options=self._compiler_options,
+        )
+        return jitted.lower(*arguments).compile
+
+
+def _mapped(how: str, function: Callable[..., Any], axes: Sequence[int | None]) -> Any:
+    """The function over the stacked arguments, whose axis is 0; None: the same for all members."""
+    if how == "vmap":
+        return jax.vmap(function, in_axes=tuple(axes))
+
+    def one_by_one(*arguments: Any) -> Any:
+        stacked = [a for a, axis in zip(arguments, axes, strict=True) if axis is not None]
+
+        def one(mine: Any) -> Any:
+            remaining = iter(mine)
+            return function(
+                *(
+                    argument if axis is None else next(remaining)
+                    for argument, axis in zip(arguments, axes, strict=True)
+                )
+            )
+
+        return jax.lax.map(one, tuple(stacked))
+
+    return one_by_one
+
+
+@functools.lru_cache(maxsize=16)
+def _selection(rule: pb_jax.Rule) -> Callable[..., pb_jax.Selection]:
+    """The compiled rule: members that share the rule share the program."""
+    return jax.jit(lambda judged, params, key: rule(judged, params, key=key))
+
+
+def _of(state: TrainState, place: int) -> pb_jax.PartialBackpropState:
+    """One member's optimizer state."""
+    opt_state = jax.tree.map(lambda leaf: leaf[place], state.opt_state)
+    assert isinstance(opt_state, pb_jax.PartialBackpropState)
+    return opt_state
+
+
+def _replaced(state: TrainState, place: int, one: pb_jax.PartialBackpropState) -> TrainState:
+    """The states with one member's mask and threshold."""
+    all_ = state.opt_state
+    assert isinstance(all_, pb_jax.PartialBackpropState)
+
+    def put(leaves: Any, mine: Any) -> Any:
+        return jax.tree.map(lambda leaf, new: leaf.at[place].set(new), leaves, mine)
+
+    opt_state = all_._replace(
+        mask=put(all_.mask, one.mask), threshold=put(all_.threshold, one.threshold)
+    )
+    return state._replace(opt_state=opt_state)
+
+
+def _freezings(task: Task, members: Sequence[Member]) -> list[Freezing]:
+    """One for each member: full training, too, carries a mask, which stays all True."""
+    given = [member.freezing for member in members if member.freezing is not None]
+    like = given[0] if given else Freezing(pb_jax.none(), task.steps_per_epoch)
+    full = dataclasses.replace(
+        like, rule=pb_jax.none(), start_epoch=_NEVER, refresh_epochs=None, stop_epoch=None
+    )
+    return [member.freezing or full for member in members]
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _check(
+    task: Task, members: Sequence[Member], freezings: Sequence[Freezing], side_by_side: str
+) -> None:
+    if side_by_side not in SIDE_BY_SIDE:
+        raise ValueError(f"side_by_side must be one of {SIDE_BY_SIDE}, got {side_by_side!r}")
+    if len(task.lengths) > 1:
+        raise ValueError(f"the batches of the task must have one length, got {task.lengths}")
+    for name in ("mode", "batches", "steps_per_epoch"):
+        values = {getattr(freezing, name) for freezing in freezings}
+        if len(values) != 1:
+            raise ValueError(f"the members must have the same freezing.{name}, got {values}")
+    for place, member in enumerate(members):
+        if member.share_of is not None and not 0 <= member.share_of < place:
+            raise ValueError(f"share_of must be an earlier member's place, got {member.share_of}")
+
+
+def _line(epoch: int, epochs: int, lines: Sequence[dict[str, Any]]) -> str:
+    accuracies = " ".join(f"{line['val_accuracy']:.2%}" for line in lines)
+    return (
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs}  val {accuracies}  "
+        f"{sum(line['examples_per_second'] for line in lines):,.0f} ex/s  "
+        f"{sum(line['seconds'] for line in lines):.1f} s"
+    )
+
+
+def _finish(
+    member: Member, records: list[dict[str, Any]], score: str, weights: int, epochs: int
+) -> dict[str, Any]:
+    summary = metrics.summarise(records, score, weights, epochs)
+    metrics.write_summary(member.workdir / "summary.json", summary)
+    return summary
