@@ -165,7 +165,7 @@ def test_fewer_captions_than_a_batch():
 
 
 def test_an_epoch_holds_every_caption_once_in_batches_of_like_length():
-    sizes = np.random.default_rng(0).integers(3, 30, 1003)
+    sizes = 3 + np.random.default_rng(0).poisson(9, 1003)
     lengths = few_lengths(sizes)
     rows, padded = training_order_by_length(1, 2, sizes, 10, lengths, pool=50)
     assert rows.shape == (100, 10)
@@ -175,7 +175,7 @@ def test_an_epoch_holds_every_caption_once_in_batches_of_like_length():
         for row, length in zip(rows, padded, strict=True)
         for shorter in [max([s for s in lengths if s < length], default=0)]
     )
-    assert np.mean(padded) < 1.3 * sizes.mean()  # not sorted it would be about 1.7
+    assert np.mean(padded) < 1.2 * sizes.mean()  # not sorted it would be 1.5
     other, _ = training_order_by_length(1, 3, sizes, 10, lengths, pool=50)
     assert not np.array_equal(rows, other)
     again, _ = training_order_by_length(1, 2, sizes, 10, lengths, pool=50)
