@@ -16,6 +16,11 @@ def captioner(seed=0, **options):
     return Captioner(VOCABULARY, channels=CHANNELS, rngs=nnx.Rngs(seed), **{**SIZES, **options})
 
 
+@nnx.jit
+def run(model, features, tokens):
+    return model(features, tokens)
+
+
 def batch(n=3, steps=4, dtype=np.float32):
     rng = np.random.default_rng(1)
     features = rng.normal(size=(n, *GRID, CHANNELS)).astype(dtype)
@@ -65,7 +70,7 @@ def test_against_the_equations_in_numpy(dtype):
     model = captioner()
     model.eval()
     features, tokens = batch(dtype=dtype)
-    logits, alphas = model(jnp.asarray(features), tokens)
+    logits, alphas = run(model, features, tokens)
     wanted_logits, wanted_alphas = reference(model, features, tokens)
     assert logits.dtype == alphas.dtype == jnp.float32
     np.testing.assert_allclose(logits, wanted_logits, atol=2e-6)
@@ -93,19 +98,19 @@ def test_step_by_step_gives_the_same():
     model = captioner()
     model.eval()
     features, tokens = batch()
-    got, wanted = word_by_word(model, features, tokens), model(features, tokens)
+    got, wanted = nnx.jit(word_by_word)(model, features, tokens), run(model, features, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, wanted)
 
 
 def test_gradients_are_those_of_the_plain_loop():
     model = captioner()
     model.eval()
-    features, tokens = batch()
+    features, tokens = batch(steps=3)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-    def gradients(run):
+    def gradients(apply):
         def loss(params, features):
-            return loss_of(run(nnx.merge(graph, params, rest), features, tokens), tokens)
+            return loss_of(apply(nnx.merge(graph, params, rest), features, tokens), tokens)
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, jnp.asarray(features))
 
@@ -120,12 +125,10 @@ def test_dropout_only_in_training_and_new_each_time():
     model = captioner(dropout=0.5)
     features, tokens = batch()
     model.eval()
-    run = nnx.jit(lambda model: model(features, tokens))
-    calm = run(model)
-    np.testing.assert_array_equal(calm[0], run(model)[0])
+    calm = run(model, features, tokens)
+    np.testing.assert_array_equal(calm[0], run(model, features, tokens)[0])
     model.train()
-    run = nnx.jit(lambda model: model(features, tokens))
-    first, second = run(model), run(model)
+    first, second = run(model, features, tokens), run(model, features, tokens)
     assert not np.allclose(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])  # the state is left alone
     np.testing.assert_allclose(first[1], calm[1], atol=1e-6)
@@ -134,9 +137,9 @@ def test_dropout_only_in_training_and_new_each_time():
 def test_dropout_keeps_the_mean_and_differs_from_word_to_word():
     features, tokens = (np.repeat(part[:1], 4000, 0) for part in batch(steps=2))
     model = captioner(dropout=0.5)
-    dropped = np.asarray(model(features, tokens)[0])
+    dropped = np.asarray(run(model, features, tokens)[0])
     model.eval()
-    calm = np.asarray(model(features[:1], tokens[:1])[0][0])
+    calm = np.asarray(run(model, features, tokens)[0][0])
     np.testing.assert_allclose(dropped.mean(0), calm, atol=6 * dropped.std(0).max() / 4000**0.5)
     spread = np.corrcoef(dropped[:, 0, 0], dropped[:, 1, 0])[0, 1]
     assert abs(spread) < 0.1
@@ -151,7 +154,7 @@ def test_bfloat16_computes_close_by():
         assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
             jnp.dtype("float32")
         }
-        outputs.append(model(features, tokens))
+        outputs.append(run(model, features, tokens))
     assert outputs[1][0].dtype == outputs[1][1].dtype == jnp.float32
     np.testing.assert_allclose(outputs[1][0], outputs[0][0], atol=0.02)
     assert not np.array_equal(outputs[1][0], outputs[0][0])
@@ -168,11 +171,15 @@ class Encoder(nnx.Module):
 def test_an_encoder_trains_along():
     model = captioner(encoder=Encoder(nnx.Rngs(3)))
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), np.uint8)
-    tokens = batch(n=2)[1]
-    logits, alphas = model(images, tokens)
-    assert logits.shape == (2, 4, VOCABULARY)
-    assert alphas.shape == (2, 4, 6)
-    gradient = nnx.jit(nnx.grad(lambda model: loss_of(model(images, tokens), tokens)))(model)
+    tokens = batch(n=2, steps=2)[1]
+
+    def loss(model):
+        outputs = model(images, tokens)
+        return loss_of(outputs, tokens), outputs
+
+    gradient, (logits, alphas) = nnx.jit(nnx.grad(loss, has_aux=True))(model)
+    assert logits.shape == (2, 2, VOCABULARY)
+    assert alphas.shape == (2, 2, 6)
     assert np.abs(gradient["encoder"]["layer"]["kernel"][...]).max() > 0
 
 
