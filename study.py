@@ -1,7 +1,8 @@
 r"""Compare rules over several seeds: how much does freezing cost, and against which controls?
 
 usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--workdir DIR]
-                       [--grid KEY=VALUE,...]... [--jobs N] [--config.KEY=VALUE ...]
+                       [--grid KEY=VALUE,...]... [--jobs N] [--together vmap|map]
+                       [--config.KEY=VALUE ...]
 
   python study.py --config configs/digits_pb.py --rules none,kde_otsu,random --seeds 3
       full training, the paper's rule, and as many weights frozen at random
@@ -23,6 +24,9 @@ usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--
                    nothing for a rule is not varied there
   --workdir DIR    where everything is written; default: runs/, the experiment's name and _study
   --jobs N         runs at a time, each on its own part of the cores; default: 1
+  --together HOW   train runs that differ in seed and mask as one program in this process, for
+                   accelerators and classifiers: vmap (all at once) or map (one after the other)
+  --most N         so many in a program at most; default: 9
   --debug          show the stack trace of an error
   --help           this text
 
@@ -91,14 +95,18 @@ def _main(argv: Sequence[str]) -> int:
         folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
         whole = study.settle(folder, study.Study(options.config, base, plan))
         print(f"{len(plan)} runs in {folder}", flush=True)
-        executor = study.Executor(
-            folder,
-            lambda run, share: command(folder, whole, run, share),
-            lambda run: study.configuration(base, run)["epochs"],
-            jobs=options.jobs,
-            stream=sys.stdout,
-        )
-        failures = executor.run(plan)
+        if options.together:
+            together(folder, base, plan, options.together, options.most)
+            failures = []
+        else:
+            executor = study.Executor(
+                folder,
+                lambda run, share: command(folder, whole, run, share),
+                lambda run: study.configuration(base, run)["epochs"],
+                jobs=options.jobs,
+                stream=sys.stdout,
+            )
+            failures = executor.run(plan)
         paths = study.write_report(folder)
     except UserError as error:
         if "--debug" in argv:
@@ -123,6 +131,8 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--grid", action="append", default=[])
     parser.add_argument("--workdir")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--together", choices=("vmap", "map"))
+    parser.add_argument("--most", type=int, default=9)
     try:
         options, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
@@ -132,9 +142,33 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             "say which rules to compare, as in --rules none,kde_otsu,random; "
             "see python study.py --help"
         )
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs} is not allowed: a whole number, at least 1")
+    for name in ("jobs", "most"):
+        if getattr(options, name) < 1:
+            value = getattr(options, name)
+            raise UserError(f"--{name} {value} is not allowed: a whole number, at least 1")
     return options, [*([f"--config={options.config}"] if options.config else []), *rest]
+
+
+def together(
+    folder: Path, base: Mapping[str, Any], plan: Sequence[Any], how: str, most: int
+) -> None:
+    """Run the plan in this process, group by group."""
+    import jax
+
+    import models
+    from pb_jax import study, training
+
+    if base["model.name"] == training.CAPTIONER:
+        raise UserError("--together is for classifiers; leave it out for the captioner")
+    for group in study.groups_of(base, plan, most):
+        study.run_together(
+            folder,
+            base,
+            group,
+            train.classification,
+            side_by_side=how,
+            compiler_options=models.compiler_options(jax.default_backend()),
+        )
 
 
 def command(folder: Path, study: Any, run: Any, share: float | None) -> list[str]:

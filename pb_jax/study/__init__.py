@@ -7,6 +7,7 @@
 | `study.json` | the configuration that all runs share, and what each run changes |
 | `runs/RULE[/KEY=VALUE...]/seed_N/` | a run of `train.py`, see `pb_jax.training`; `log.txt`: its \
 output |
+| `together/` | checkpoints of runs that train side by side |
 | `table.md`, `table.json` | every run, and every cell's mean ± sd with differences seed by seed |
 | `figures/` | see `pb_jax.study.figures` |
 
@@ -21,6 +22,7 @@ from pb_jax.study.execution import Executor, Failure
 from pb_jax.study.plan import Run, base_of, configuration, make_plan
 from pb_jax.study.record import Study, read, settle
 from pb_jax.study.results import Cell, Result, cells_of, read_result
+from pb_jax.study.together import groups_of, run_together
 
 __all__ = [
     "Cell",
@@ -33,12 +35,14 @@ __all__ = [
     "base_of",
     "cells_of",
     "configuration",
+    "groups_of",
     "make_plan",
     "parse_grid",
     "parse_rules",
     "parse_value",
     "read",
     "read_result",
+    "run_together",
     "settle",
     "write_report",
 ]
