@@ -4,6 +4,8 @@ Command, with `DIR/flickr8k/Flicker8k_Dataset/*.jpg` and `DIR/flickr8k/Flickr8k_
 `python train.py --config configs/captioner_pb.py --config.dataset.source_dir=DIR \
 --config.encoder.weights=efficientnet_lite0.npz`. Full training, to compare with:
 `--config.freeze.rule=none --workdir runs/captioner_full`.
+
+Hardware: two CPU cores do.
 """
 
 from ml_collections import ConfigDict

@@ -2,6 +2,8 @@
 
 Command: `python train.py --config configs/shapes_captioner_pb.py`. Full training, to compare with:
 `--config.freeze.rule=none --workdir runs/shapes_full`.
+
+Hardware: two CPU cores do.
 """
 
 from ml_collections import ConfigDict

@@ -5,19 +5,20 @@ from pathlib import Path
 import pytest
 
 import models
-import pb_jax.data
-from pb_jax.training import make_freezing, make_optimizer, resolve
+import train
+from pb_jax.training import CAPTIONER, Plateau, make_freezing, make_optimizer, resolve
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*_pb.py"))
+CAPTIONERS = ["captioner_pb", "shapes_captioner_pb"]
 
 
 def config_of(name):
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def test_all_four_networks_and_the_quickstart_are_there():
-    assert {f"{model}_pb" for model in models.NAMES} | {"digits_pb"} == set(NAMES)
+def test_all_networks_and_the_quickstart_are_there():
+    assert {f"{model}_pb" for model in models.NAMES} | {"digits_pb", *CAPTIONERS} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,8 +26,7 @@ def test_a_config_is_whole_locked_and_described(name):
     config = config_of(name)
     assert config.is_locked
     resolved = resolve(config)
-    assert resolved["model"]["name"] in models.NAMES
-    assert resolved["dataset"]["name"] in pb_jax.data.DATASETS
+    train.check_names(resolved)
     _, optimizer = make_optimizer(resolved, steps_per_epoch=10)
     freezing = make_freezing(resolved, steps_per_epoch=10)
     assert freezing is not None
@@ -37,7 +37,7 @@ def test_a_config_is_whole_locked_and_described(name):
     assert "Hardware: " in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits_pb"])
+@pytest.mark.parametrize("name", [f"{model}_pb" for model in models.NAMES])
 def test_the_papers_settings(name):
     config = config_of(name)
     assert config.epochs == 110
@@ -50,6 +50,23 @@ def test_the_papers_settings(name):
     assert config.freeze.start_epoch == 3
     assert config.freeze.mode == "updates"
     assert config.dataset.name == ("mnist" if name == "lenet5_pb" else "cifar10")
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_the_papers_settings_of_the_captioner(name):
+    resolved = resolve(config_of(name))
+    assert resolved["model"]["name"] == CAPTIONER
+    assert (resolved["batch_size"], resolved["epochs"]) == (60, 15)
+    assert (resolved["freeze"]["rule"], resolved["freeze"]["start_epoch"]) == ("kde_otsu", 3)
+    assert resolved["generation"]["beam"] == 3
+    rate, _ = make_optimizer(resolved, steps_per_epoch=10)
+    assert isinstance(rate, Plateau)
+    assert (rate.decay, rate.patience, rate.stop) == (0.8, 3, 10)
+    if name == "captioner_pb":
+        assert rate.learning_rate == 5e-4
+        assert resolved["dataset"]["name"] == "flickr8k"
+        sizes = [resolved["captioner"][key] for key in ("hidden", "embedding", "attention")]
+        assert sizes == [512, 512, 512]
 
 
 def test_another_rule_needs_nothing_unset():

@@ -146,7 +146,7 @@ def test_errors_are_short_and_say_what_to_do(tmp_path, capsys, arguments, messag
 
 def test_no_config(capsys):
     assert train.main(["train.py"]) == 2
-    assert "--config FILE; there are configs/densenet121_pb.py" in capsys.readouterr().err
+    assert "--config FILE; there are configs/captioner_pb.py" in capsys.readouterr().err
     assert train.main(["train.py", "--config=nowhere.py"]) == 2
     assert "there is no config file 'nowhere.py'" in capsys.readouterr().err
 
@@ -233,3 +233,52 @@ def test_the_quickstart(tmp_path):
         f"final val accuracy   {summary['final_val_accuracy']:.2%}".replace("%", " %")
         in done.stdout
     )
+
+
+CAPTIONER = [
+    "--config.epochs=2",
+    "--config.dataset.limit_train=40",
+    "--config.dataset.limit_eval=12",
+    "--config.captioner.hidden=16",
+    "--config.captioner.embedding=8",
+    "--config.captioner.attention=8",
+    "--config.freeze.rule=quantile",
+    "--config.freeze.frozen=0.6",
+    "--config.freeze.start_epoch=2",
+    "--config.generation.beam=2",
+]
+
+
+def test_a_captioner_from_nothing_to_its_captions(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert run(workdir, *CAPTIONER, config="configs/shapes_captioner_pb.py") == 0
+    printed = capsys.readouterr().out
+    assert "40 train, 12 validation, 12 test pictures" in printed
+    assert "test BLEU-1 to 4" in printed
+    summary = json.loads((workdir / "summary.json").read_text())
+    scores = {f"{split}_bleu{n}" for split in ("val", "test") for n in (1, 2, 3, 4)}
+    assert scores <= summary.keys()
+    assert summary["frozen_fraction"] == pytest.approx(0.6, abs=0.001)
+    captions = json.loads((workdir / "test_captions.json").read_text())
+    assert len(captions) == 12
+    words = json.loads((workdir / "vocabulary.json").read_text())["words"]
+    assert {word for caption in captions.values() for word in caption.split()} <= set(words)
+    assert run(workdir, *CAPTIONER, config="configs/shapes_captioner_pb.py") == 0
+    assert "holds a finished run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.dataset.name=mnist"], "unknown dataset.name 'mnist'"),
+        (["--config.encoder.name=resnet"], "unknown encoder.name 'resnet'; did you mean"),
+        (["--config.encoder.name=vgg19"], "encoder.weights"),
+        (["--config.encoder.weights=x.npz"], "weights"),
+        (["--config.batch_size=1000", *CAPTIONER], "more than the 200 training captions"),
+    ],
+)
+def test_errors_of_captioners(tmp_path, capsys, arguments, message):
+    assert run(tmp_path / "run", *arguments, config="configs/shapes_captioner_pb.py") == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed

@@ -17,6 +17,8 @@ def test_defaults_are_allowed_and_are_the_papers():
     assert (resolved["epochs"], resolved["batch_size"]) == (110, 100)
     assert resolved["optimizer.name"] == "amsgrad_torch"
     assert resolved["freeze.start_epoch"] == 3
+    captioner = schema.flatten(resolve(default_config("captioner")))
+    assert captioner.keys() == {**schema.KEYS, **schema.CAPTIONER_KEYS}.keys()
 
 
 def test_resolved_configurations_hold_every_number():
@@ -55,6 +57,7 @@ def test_resolved_configurations_hold_every_number():
         ("freeze.bandwidth", -1.0),
         ("freeze.bins", 1),
         ("dataset.limit_train", 0),
+        ("optimizer.patience", 0),
         ("checkpoint.keep", 0),
     ],
 )
@@ -126,3 +129,33 @@ def test_every_key_is_described():
     text = describe_keys()
     assert all(f"  {name} " in text for name in schema.KEYS)
     assert max(map(len, text.splitlines())) <= 130
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("captioner.hidden", 0),
+        ("captioner.dropout", 1.0),
+        ("captioner.regularisation", -1.0),
+        ("captioner.min_count", 0),
+        ("generation.beam", 0),
+        ("generation.max_length", 1.5),
+        ("encoder.name", ""),
+    ],
+)
+def test_values_that_are_not_allowed_in_a_captioner(name, value):
+    flat = {"model.name": "captioner", name: value}
+    with pytest.raises(UserError, match=f"{name}=.* is not allowed"):
+        resolve(schema.nest(flat))
+
+
+def test_a_captioners_keys_are_of_captioners_only():
+    with pytest.raises(UserError, match=r"generation\.beam has no effect"):
+        resolve({"generation": {"beam": 2}})
+
+
+def test_two_schedules_contradict_each_other():
+    with pytest.raises(UserError, match="give one"):
+        resolve({"optimizer": {"boundaries": (3,), "patience": 2}})
+    with pytest.raises(UserError, match=r"without optimizer\.patience"):
+        resolve({"optimizer": {"stop_patience": 2}})
