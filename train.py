@@ -8,6 +8,8 @@ usage: python train.py --config configs/NAME.py [--workdir DIR] [--config.KEY=VA
       LeNet-5 on MNIST from original files that you have; without source_dir they are downloaded
   python train.py --config configs/lenet5_pb.py --config.freeze.rule=none --workdir runs/full
       full training, to compare with
+  python train.py --config configs/shapes_captioner_pb.py
+      an attention LSTM that describes pictures; caption.py then describes yours
 
   --config FILE    an experiment; those that come along are in configs/
   --workdir DIR    where everything is written; default: runs/ and the experiment's name
@@ -16,7 +18,8 @@ usage: python train.py --config configs/NAME.py [--workdir DIR] [--config.KEY=VA
 
 The same command again resumes a run that was stopped, and gives the same result as if it had not
 been; a finished run may be given more epochs. Each epoch is judged on the test split, which the
-paper calls validation ("val"). DIR holds at the end:
+paper calls validation ("val"); of captioners on their validation split, and the best epoch on the
+test split once, at the end. DIR holds at the end:
 
   config.json      the whole configuration, every default filled in
   metrics.jsonl    a line for each epoch
@@ -25,6 +28,7 @@ paper calls validation ("val"). DIR holds at the end:
   figures/         drawn from the above
   checkpoints/     the latest and the best
   tensorboard/     the metrics once more
+  vocabulary.json, test_captions.json   of captioners
 """
 
 import re
@@ -42,6 +46,7 @@ from pb_jax.errors import UserError
 if TYPE_CHECKING:
     from models import Captioner
     from models.encoders import Encoder
+    from pb_jax.data import Dataset
     from pb_jax.training import Task
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -126,8 +131,13 @@ def check_names(config: Mapping[str, Any]) -> None:
     training.check_known(config["dataset"]["name"], known, "dataset.name")
 
 
-def classification(config: Mapping[str, Any]) -> "Task":
-    """Labelled images, uint8 in memory and normalised on the device, and a network for them."""
+def classification(config: Mapping[str, Any], data: "Dataset | None" = None) -> "Task":
+    """Labelled images, uint8 in memory and normalised on the device, and a network for them.
+
+    Args:
+        config: from `pb_jax.training.resolve`.
+        data: the images; None: those that `dataset.*` names are loaded.
+    """
     import jax.numpy as jnp
     from flax import nnx
 
@@ -135,11 +145,12 @@ def classification(config: Mapping[str, Any]) -> "Task":
     import pb_jax.data
     from pb_jax import training
 
-    data = pb_jax.data.load(**config["dataset"])
-    print(
-        f"{data.name}: {len(data.train.labels):,} images to train on, "
-        f"{len(data.test.labels):,} to judge by, {data.num_classes} classes"
-    )
+    if data is None:
+        data = pb_jax.data.load(**config["dataset"])
+        print(
+            f"{data.name}: {len(data.train.labels):,} images to train on, "
+            f"{len(data.test.labels):,} to judge by, {data.num_classes} classes"
+        )
     model = models.create(
         config["model"]["name"],
         data.num_classes,
@@ -339,7 +350,8 @@ def describe_files(workdir: Path) -> str:
     """The paths that a run has written."""
     figures = sorted((workdir / "figures").glob("*.png"))
     masks = sorted(workdir.glob("mask_step_*.npz"))
-    paths = [workdir / name for name in ("summary.json", "metrics.jsonl", "config.json")]
+    names = ("summary.json", "metrics.jsonl", "config.json", "vocabulary.json", "test_captions.json")
+    paths = [workdir / name for name in names if (workdir / name).exists()]
     return "\n".join(map(str, [*paths, *masks, *figures, workdir / "checkpoints"]))
 
 

@@ -1,7 +1,9 @@
 """What `train.py` runs: optimizers, steps, the loop, checkpoints, metrics.
 
-It knows no model and no dataset: `fit` takes any flax.nnx module that maps images to logits, and
-any pair of splits of uint8 images with labels. It installs with `pip install 'pb_jax[train]'`.
+It knows no model and no dataset: `fit` takes a `Task`. `Classification` is one of any flax.nnx
+module that maps images to logits and any two splits of uint8 images with labels; `Captioning` one
+of a captioner and three splits of pictures with captions. It installs with
+`pip install 'pb_jax[train]'`.
 
 A run's folder holds:
 
@@ -20,9 +22,16 @@ epoch's batches: the paper's frozen ratio |
   | `learning_rate` | of the epoch |
   | `examples_per_second` | of training, without evaluation |
   | `seconds` | with evaluation, without compiling and without the checkpoint |
+  | `val_bleu1` to `val_bleu4` | of captioners: BLEU of generated captions, 0 to 1 |
+
+  Captioners have a validation split of their own, which `val_` is of; their losses and accuracies
+  are of the next word given the true words before it (teacher forcing).
 
 - `summary.json`: final and best accuracy, the last mask's frozen share and threshold, number of
-  parameters, seconds (the sum of the epochs'), versions. It is written when the run ends.
+  parameters, seconds (the sum of the epochs'), versions. It is written when the run ends. Of
+  captioners also `val_bleu1` to `val_bleu4` of the best epoch, and `test_bleu1` to `test_bleu4` of
+  captions that its parameters give to the test split; these are in `test_captions.json`, the words
+  in `vocabulary.json`.
 - `mask_step_{step}.npz`, one for each mask; `step` is the update that it was made in, from 1. Read
   it with `numpy.load(path, allow_pickle=False)`:
 
