@@ -350,7 +350,8 @@ def describe_files(workdir: Path) -> str:
     """The paths that a run has written."""
     figures = sorted((workdir / "figures").glob("*.png"))
     masks = sorted(workdir.glob("mask_step_*.npz"))
-    names = ("summary.json", "metrics.jsonl", "config.json", "vocabulary.json", "test_captions.json")
+    names = ["summary.json", "metrics.jsonl", "config.json"]
+    names += ["vocabulary.json", "test_captions.json"]  # of captioners
     paths = [workdir / name for name in names if (workdir / name).exists()]
     return "\n".join(map(str, [*paths, *masks, *figures, workdir / "checkpoints"]))
 
