@@ -1,7 +1,7 @@
 r"""Compare rules over several seeds: how much does freezing cost, and against which controls?
 
 usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--workdir DIR]
-                       [--grid KEY=VALUE,...]... [--jobs N] [--together vmap|map]
+                       [--grid KEY=VALUE,...]... [--jobs N] [--together vmap|map|faster]
                        [--config.KEY=VALUE ...]
 
   python study.py --config configs/digits_pb.py --rules none,kde_otsu,random --seeds 3
@@ -25,7 +25,8 @@ usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--
   --workdir DIR    where everything is written; default: runs/, the experiment's name and _study
   --jobs N         runs at a time, each on its own part of the cores; default: 1
   --together HOW   train runs that differ in seed and mask as one program in this process, for
-                   accelerators and classifiers: vmap (all at once) or map (one after the other)
+                   accelerators and classifiers: vmap (all at once), map (one after the other),
+                   or whichever is faster in the first epoch
   --most N         so many in a program at most; default: 9
   --debug          show the stack trace of an error
   --help           this text
@@ -131,7 +132,7 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--grid", action="append", default=[])
     parser.add_argument("--workdir")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--together", choices=("vmap", "map"))
+    parser.add_argument("--together", choices=("vmap", "map", "faster"))
     parser.add_argument("--most", type=int, default=9)
     try:
         options, rest = parser.parse_known_args(list(argv))
@@ -156,16 +157,25 @@ def together(
     import jax
 
     import models
+    import pb_jax.data
     from pb_jax import study, training
 
     if base["model.name"] == training.CAPTIONER:
         raise UserError("--together is for classifiers; leave it out for the captioner")
+    loaded: dict[str, pb_jax.data.Dataset] = {}
+
+    def task(config: Mapping[str, Any]) -> training.Task:
+        name = str(sorted(config["dataset"].items()))
+        if name not in loaded:
+            loaded[name] = pb_jax.data.load(**config["dataset"])
+        return train.classification(config, loaded[name])
+
     for group in study.groups_of(base, plan, most):
         study.run_together(
             folder,
             base,
             group,
-            train.classification,
+            task,
             side_by_side=how,
             compiler_options=models.compiler_options(jax.default_backend()),
         )

@@ -12,6 +12,7 @@ Masks are made outside of the step, as a branch inside of it would be taken by n
 import concurrent.futures
 import dataclasses
 import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 import optax
 
 import pb_jax
+from pb_jax.files import write_json
 from pb_jax.training import mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.freezing import Freezing
@@ -39,8 +41,10 @@ from pb_jax.training.step import (
 )
 from pb_jax.training.task import EvalTotals, Task
 
-SIDE_BY_SIDE = ("vmap", "map")
-"""How a function is mapped over the runs: all at once, or one after the other in one program."""
+SIDE_BY_SIDE = ("vmap", "map", "faster")
+"""How a step is mapped over the runs: all at once, one after the other in one program, or whichever
+is faster, which is found out by training one epoch both ways."""
+_CHOICE = "side_by_side.json"
 
 _NEVER = 1_000_000  # an epoch that does not come
 
@@ -109,6 +113,9 @@ def fit_together(
         ValueError: members that cannot be stacked, or a task with batches of several lengths.
         UserError: no readable checkpoint.
     """
+    if side_by_side == "faster" and (folder / _CHOICE).exists():  # found out before
+        seconds = json.loads((folder / _CHOICE).read_text(encoding="utf-8"))
+        side_by_side = min(seconds, key=seconds.__getitem__)
     ensemble = Ensemble(task, members, optimizer, side_by_side, compiler_options)
     progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
     checkpoints = Checkpoints(folder / "checkpoints", task.score, 1, warn=progress.say)
@@ -129,6 +136,11 @@ def fit_together(
             began = time.monotonic()
             ensemble.compile(state, range(done + 1, epochs + 1))
             progress.say(f"compiled in {time.monotonic() - began:.1f} s")
+            if len(ensemble.ways) > 1:
+                seconds = ensemble.choose(state)
+                write_json(folder / _CHOICE, seconds)
+                listed = ", ".join(f"{way} {spent:.2f} s" for way, spent in seconds.items())
+                progress.say(f"an epoch by {listed}")
         while done < epochs:
             done += 1
             rate = learning_rate(done * task.steps_per_epoch - 1)
@@ -176,7 +188,7 @@ class Ensemble:
         _check(task, members, self._freezings, side_by_side)
         self._task, self._members = task, members
         self._steps = [Steps(task, optimizer, freezing) for freezing in self._freezings]
-        self._how = side_by_side
+        self.ways = SIDE_BY_SIDE[:2] if side_by_side == "faster" else (side_by_side,)
         self._compiler_options = compiler_options
         self._train_data, self._evaluation_data = task.train_data(), task.evaluation_data()
         self._evaluation_rows = jnp.asarray(task.evaluation_order().rows)
@@ -198,22 +210,37 @@ class Ensemble:
         return _stacked(states)
 
     def train(
-        self, state: TrainState, totals: Totals, data: Any, rows: jax.Array
+        self,
+        state: TrainState,
+        totals: Totals,
+        data: Any,
+        rows: jax.Array,
+        *,
+        way: str = "vmap",
     ) -> tuple[TrainState, Totals]:
         """An epoch of every member, a pure function. `rows`: (members, steps, batch size)."""
         many = functools.partial(self._steps[0].train_many, count=self._task.steps_per_epoch)
-        return _mapped(self._how, many, (0, 0, None, 0))(state, totals, data, rows)
+        return _mapped(way, many, (0, 0, None, 0))(state, totals, data, rows)
+
+    def choose(self, state: TrainState) -> dict[str, float]:
+        """Train an epoch in each of `ways` and keep the fastest; returns what each took."""
+        rows, seconds = jnp.asarray(self._rows(1)), {}
+        for way in self.ways:
+            copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+            began = time.monotonic()
+            trained = self._compiled[way](copy, self._totals(), self._train_data, rows)
+            jax.block_until_ready(trained)
+            seconds[way] = time.monotonic() - began
+        self.ways = (min(seconds, key=seconds.__getitem__),)
+        return seconds
 
     def compile(self, state: TrainState, epochs: range) -> None:
         """Compile what these epochs need, all at once."""
         rows = jnp.asarray(self._rows(1))
         batches = jnp.int32(0), jnp.float32(0)
-        magnitudes = _mapped(self._how, self._steps[0].add_magnitudes, (0, 0, None, 0, None, None))
-        evaluate = _mapped(self._how, self._steps[0].evaluate_many, (0, 0, 0, None, None))
+        magnitudes = _mapped("map", self._steps[0].add_magnitudes, (0, 0, None, 0, None, None))
+        evaluate = _mapped("map", self._steps[0].evaluate_many, (0, 0, 0, None, None))
         jobs = {
-            "train": self._compilation(
-                self.train, state, self._totals(), self._train_data, rows, donate=True
-            ),
             "evaluate": self._compilation(
                 evaluate,
                 state.params,
@@ -227,6 +254,10 @@ class Ensemble:
             jobs["magnitudes"] = self._compilation(
                 magnitudes, state.params, state, self._train_data, rows, *batches, donate=True
             )
+        for way in self.ways:
+            train = functools.partial(self.train, way=way)
+            arguments = (state, self._totals(), self._train_data, rows)
+            jobs[way] = self._compilation(train, *arguments, donate=True)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             running = {name: pool.submit(job) for name, job in jobs.items()}
             self._compiled = {name: job.result() for name, job in running.items()}
@@ -238,7 +269,8 @@ class Ensemble:
         began = time.monotonic()
         rows = jnp.asarray(self._rows(epoch))
         state = self._masks(state, epoch, rows)
-        state, totals = self._compiled["train"](state, self._totals(), self._train_data, rows)
+        train = self._compiled[self.ways[0]]
+        state, totals = train(state, self._totals(), self._train_data, rows)
         totals = jax.device_get(totals)
         trained = time.monotonic()
         found = jax.device_get(
