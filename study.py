@@ -94,7 +94,9 @@ def _main(argv: Sequence[str]) -> int:
         for run in plan:
             train.check_names(study.configuration(base, run))
         folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
-        whole = study.settle(folder, study.Study(options.config, base, plan))
+        whole = study.settle(
+            folder, study.Study(options.config, base, plan, (f"python {shlex.join(argv)}",))
+        )
         print(f"{len(plan)} runs in {folder}", flush=True)
         if options.together:
             together(folder, base, plan, options.together, options.most)

@@ -52,7 +52,10 @@ def write_study(folder: Path, rules="none,kde_otsu,random", seeds=2, grid=(), **
     """A study whose runs are finished: accuracy and the rest depend on rule, seed and point."""
     config = default_config()
     runs = plan(rules, seeds, grid)
-    study = settle(folder, Study("configs/toy.py", base_of(config) | changes, runs))
+    study = settle(
+        folder,
+        Study("configs/toy.py", base_of(config) | changes, runs, ("python study.py --rules=x",)),
+    )
     for run in runs:
         write_run(folder / run.folder, **numbers(run))
     return study
@@ -73,6 +76,8 @@ def numbers(run):
 
 def write_run(workdir: Path, accuracy: float, frozen: float, threshold, epochs: int = 6) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
+    config = {"dataset": {"source_dir": "/home/someone/data", "data_dir": None}}
+    (workdir / "config.json").write_text(json.dumps(config))
     records = [
         {
             "epoch": epoch,

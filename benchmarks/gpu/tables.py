@@ -51,6 +51,7 @@ PAPER = {  # threshold and frozen share
     "densenet121": (0.45, 0.6907),
 }
 TABLES = "none,kde_otsu,random"
+COMMAND = "python -m benchmarks.gpu.tables --data DIR --out DIR"
 UNFINISHED = 3
 _SAVING = 20.0  # seconds that a checkpoint and the archive may take
 
@@ -160,7 +161,7 @@ def run_part(part: Part, options: argparse.Namespace, clock: Clock) -> bool:
     plan = study.make_plan(
         base_config(part.network, options.epochs), study.parse_rules(part.rules), part.seeds
     )
-    study.settle(folder, study.Study(f"configs/{part.network}_pb.py", base, plan))
+    study.settle(folder, study.Study(f"configs/{part.network}_pb.py", base, plan, (COMMAND,)))
 
     def task(config: Mapping[str, Any]) -> training.Task:
         data = load(config["dataset"]["name"], options.data)

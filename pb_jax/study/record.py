@@ -21,11 +21,13 @@ class Study(NamedTuple):
         config: the config file, as it was given.
         base: flat configuration that all runs share.
         runs: all that were planned, in the order of the plan.
+        commands: that have run some of them.
     """
 
     config: str
     base: Mapping[str, Any]
     runs: tuple[Run, ...]
+    commands: tuple[str, ...] = ()
 
 
 def settle(folder: Path, study: Study) -> Study:
@@ -41,7 +43,7 @@ def settle(folder: Path, study: Study) -> Study:
     Raises:
         UserError: the folder holds a study of another configuration, or cannot be written.
     """
-    runs = study.runs
+    runs, commands = study.runs, study.commands
     if (folder / FILE).exists():
         before = read(folder)
         _check_same("the study", before.base, study.base, folder)
@@ -49,22 +51,29 @@ def settle(folder: Path, study: Study) -> Study:
         for run in study.runs:
             if run.folder in known:
                 _check_same(run.title, known[run.folder].settings, run.settings, folder)
+        commands = tuple(dict.fromkeys((*before.commands, *commands)))
         new = {run.folder for run in study.runs}
         runs = (*study.runs, *(run for run in before.runs if run.folder not in new))
-    merged = study._replace(runs=runs)
+    merged = study._replace(runs=runs, commands=commands)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            folder / FILE,
-            {
-                "config": merged.config,
-                "base": dict(merged.base),
-                "runs": [dataclasses.asdict(run) for run in runs],
-            },
-        )
+        write(folder, merged)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     return merged
+
+
+def write(folder: Path, study: Study) -> None:
+    """Write `study.json` into an existing folder."""
+    write_json(
+        folder / FILE,
+        {
+            "config": study.config,
+            "commands": list(study.commands),
+            "base": dict(study.base),
+            "runs": [dataclasses.asdict(run) for run in study.runs],
+        },
+    )
 
 
 def read(folder: Path) -> Study:
@@ -87,7 +96,7 @@ def read(folder: Path) -> Study:
             )
             for run in content["runs"]
         )
-        return Study(content["config"], base, runs)
+        return Study(content["config"], base, runs, tuple(content["commands"]))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; is {folder} the folder of a study?") from error
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -71,6 +71,21 @@ def _numbers(summary: Mapping[str, Any]) -> list[str]:
 
 def markdown(study: Study, results: Sequence[Result]) -> str:
     """`table.md`: what was measured, and what was not."""
+    lines = [
+        f"# {study.base['model.name']} on {study.base['dataset.name']}, "
+        f"{study.base['epochs']} epochs",
+        "",
+        f"Config: `{study.config}`. Accuracy on the test split, in percent; means over the seeds "
+        "± standard deviation of one run (n - 1). Differences are in points, taken seed by seed.",
+        "",
+        *cell_table(results),
+        *_unfinished(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def cell_table(results: Sequence[Result]) -> list[str]:
+    """The lines of a Markdown table with a row for each cell."""
     cells = cells_of(results)
     extra = sorted(
         {
@@ -93,18 +108,7 @@ def markdown(study: Study, results: Sequence[Result]) -> str:
         "threshold t",
         "minutes",
     ]
-    rows = [_row(cell, cells, extra) for cell in cells]
-    lines = [
-        f"# {study.base['model.name']} on {study.base['dataset.name']}, "
-        f"{study.base['epochs']} epochs",
-        "",
-        f"Config: `{study.config}`. Accuracy on the test split, in percent; means over the seeds "
-        "± standard deviation of one run (n - 1). Differences are in points, taken seed by seed.",
-        "",
-        *aligned(head, rows),
-        *_unfinished(results),
-    ]
-    return "\n".join(lines) + "\n"
+    return aligned(head, [_row(cell, cells, extra) for cell in cells])
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

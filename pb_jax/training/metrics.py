@@ -1,10 +1,13 @@
 """What a run writes down: `metrics.jsonl`, TensorBoard events, `summary.json`."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ KEYS: tuple[str, ...] = (
 )
 """The keys of a line of `metrics.jsonl`, in order; `pb_jax.training` says what they mean."""
 
+_CPUS = Path("/proc/cpuinfo")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
 
@@ -133,9 +137,25 @@ def summarise(
         "epochs": last["epoch"],
         "epochs_asked": epochs,
         "steps": last["step"],
+        "date": date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
+        "hardware": hardware(),
         "versions": versions(),
     } | {key: chosen[key] for key in others}
+
+
+def hardware() -> str:
+    """What computes, for people: the accelerator, or the cores of which processor."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    here = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", _CPUS.read_text(encoding="utf-8"), re.MULTILINE)
+        model = found[1].strip() if found else model
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {model}"
 
 
 def versions() -> dict[str, str]:

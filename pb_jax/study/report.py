@@ -1,0 +1,276 @@
+"""Tables of measurements inside of a Markdown document, made from the studies that it names.
+
+A block is everything between `<!-- study: KIND ARGUMENTS -->` and `<!-- end -->`, each on a line of
+its own. What stands outside of blocks is left alone. Folders are relative to the document.
+
+| kind | arguments | shows |
+| --- | --- | --- |
+| `paper` | `[NETWORK=]DIR...` | the paper's four networks beside what was measured, the random \
+control beside both |
+| `table` | `DIR` | all cells of a study, with command, hardware, date |
+| `difference` | `LABEL LABEL DIR...` | accuracy of one cell minus another's, seed by seed |
+| `zeros` | `DIR...` | share of zero gradients in full training |
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pb_jax.errors import UserError
+from pb_jax.files import replacing
+from pb_jax.study import record
+from pb_jax.study.paper import EPOCHS, PAPER
+from pb_jax.study.record import Study
+from pb_jax.study.results import (
+    FULL,
+    Cell,
+    Result,
+    cells_of,
+    full_training,
+    random_control,
+    read_result,
+)
+from pb_jax.study.statistics import Spread, spread
+from pb_jax.study.tables import aligned, cell_table, plus_minus
+
+_BLOCK = re.compile(
+    r"^(<!-- study: (?P<kind>\S+) ?(?P<arguments>[^\n]*?) -->\n).*?^(<!-- end -->)$",
+    re.MULTILINE | re.DOTALL,
+)
+_RULE = "kde_otsu"
+
+
+class Measured(NamedTuple):
+    """A study with what it has measured."""
+
+    folder: str
+    study: Study
+    results: Sequence[Result]
+    cells: Sequence[Cell]
+
+    @property
+    def network(self) -> str:
+        """Its name in `models`."""
+        return self.study.base["model.name"]
+
+    @property
+    def title(self) -> str:
+        """Network, data and number of epochs."""
+        base = self.study.base
+        paper = PAPER.get(self.network)
+        named = f"{self.network}, {base['dataset.name']}" if paper is None else paper.title
+        return f"{named}, {base['epochs']} epochs{_shortened(self.study)}"
+
+    def cell(self, label: str) -> Cell | None:
+        """The first cell of that label."""
+        return next((c for c in self.cells if c.label == label and c.results), None)
+
+
+def fill(document: Path) -> list[Path]:
+    """Make the blocks of a document again; returns the folders of the studies it names.
+
+    Raises:
+        UserError: a block of an unknown kind or with arguments that do not fit.
+    """
+    try:
+        text = document.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{document} cannot be read: {error.strerror}") from error
+    studies: dict[str, Measured | None] = {}
+
+    def study_at(folder: str) -> Measured | None:
+        if folder not in studies:
+            studies[folder] = _measured(document.parent, folder)
+        return studies[folder]
+
+    def block(match: re.Match[str]) -> str:
+        kind, arguments = match["kind"], match["arguments"].split()
+        if kind not in _KINDS:
+            known = ", ".join(_KINDS)
+            raise UserError(f"{document}: {kind!r} is no kind of block; there are {known}")
+        return f"{match[1]}\n{chr(10).join(_KINDS[kind](arguments, study_at))}\n\n{match[4]}"
+
+    filled = _BLOCK.sub(block, text)
+    if filled != text:
+        with replacing(document) as temporary:
+            temporary.write_text(filled, encoding="utf-8")
+    return [document.parent / folder for folder, found in studies.items() if found is not None]
+
+
+StudyAt = Callable[[str], Measured | None]
+
+
+def _measured(beside: Path, name: str) -> Measured | None:
+    """The study in a folder; None where there is none, as its runs have not been made."""
+    folder = beside / name
+    if not (folder / record.FILE).exists():
+        return None
+    study = record.read(folder)
+    results = [read_result(folder, run) for run in study.runs]
+    return Measured(name, study, results, cells_of(results))
+
+
+def _paper(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    head = [
+        "network, epochs",
+        "rule",
+        "accuracy (%)",
+        "minus full training",
+        "frozen (%)",
+        "t",
+        "seeds",
+        "hardware, date",
+    ]
+    rows = []
+    found: dict[str, list[Measured]] = {}
+    for folder in arguments:
+        measured = study_at(folder)
+        if measured is not None:
+            found.setdefault(measured.network, []).append(measured)
+    for network, paper in PAPER.items():
+        rows += [
+            [
+                f"**{paper.title}**, {EPOCHS}",
+                "paper: full training",
+                f"{100 * paper.full:.2f}",
+                "",
+                "0",
+                "",
+                "1",
+                "the paper",
+            ],
+            [
+                "",
+                "paper: partial",
+                f"{100 * paper.frozen_accuracy[0]:.2f}; mean of 3: "
+                f"{100 * paper.frozen_accuracy[1]:.2f}",
+                f"{100 * (paper.frozen_accuracy[0] - paper.full):+.2f}",
+                f"{100 * paper.frozen[0]:.2f}; {100 * paper.frozen[1]:.2f}",
+                f"{paper.threshold:g}",
+                "1; 3",
+                "the paper",
+            ],
+        ]
+        for measured in found.get(network, []):
+            rows += _beside(measured)
+        if network not in found:
+            rows.append(["", "*not run*", *[""] * (len(head) - 2)])
+    return aligned(head, rows)
+
+
+def _beside(measured: Measured) -> list[list[str]]:
+    """The rows of a study that answer the paper's: full training, its rule, the control."""
+    rows, first = [], measured.title.rpartition(", ")[2]
+    rule = measured.cell(_RULE)
+    wanted = [
+        measured.cell(FULL),
+        rule,
+        None if rule is None else random_control(rule, measured.cells),
+    ]
+    for cell in wanted:
+        if cell is None or not cell.results:
+            continue
+        rows.append(
+            [
+                f"measured, {first}" if not rows else "",
+                f"`{cell.label}`",
+                plus_minus(cell.spread(), 100),
+                "" if cell.rule == FULL else _difference_text(cell, measured),
+                plus_minus(cell.spread("frozen_fraction"), 100),
+                plus_minus(cell.spread("threshold"), 1, digits=3),
+                f"{len(cell.results)}",
+                hardware([cell]),
+            ]
+        )
+    return rows
+
+
+def _difference_text(cell: Cell, measured: Measured) -> str:
+    return plus_minus(cell.less(full_training(cell, measured.cells)), 100, signed=True)
+
+
+def _table(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    if len(arguments) != 1:
+        raise UserError(f"a block of kind 'table' needs one folder, got {' '.join(arguments)!r}")
+    measured = study_at(arguments[0])
+    if measured is None or not any(cell.results for cell in measured.cells):
+        return [f"*Not run: there is nothing in `{arguments[0]}` yet.*"]
+    lines = [f"{measured.title}; {hardware(measured.cells)}."]
+    if measured.study.commands:
+        lines += ["", "```sh", *measured.study.commands, "```"]
+    return [*lines, "", *cell_table(measured.results)]
+
+
+def _difference(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    if len(arguments) < 3:
+        raise UserError("a block of kind 'difference' needs two labels and folders")
+    one, other, *folders = arguments
+    head = [
+        "network",
+        f"`{one}` (%)",
+        f"`{other}` (%)",
+        "difference (points)",
+        "seeds",
+        "frozen (%)",
+    ]
+    rows = []
+    for folder in folders:
+        measured = study_at(folder)
+        cells = (None, None) if measured is None else (measured.cell(one), measured.cell(other))
+        first, second = cells
+        if measured is None or first is None or second is None:
+            rows.append(
+                [folder if measured is None else measured.title, *["*not run*"] * 2, "", "", ""]
+            )
+            continue
+        difference = first.less(second)
+        rows.append(
+            [
+                measured.title,
+                plus_minus(first.spread(), 100),
+                plus_minus(second.spread(), 100),
+                plus_minus(difference, 100, signed=True),
+                f"{difference.n}",
+                " / ".join(plus_minus(c.spread("frozen_fraction"), 100) for c in (first, second)),
+            ]
+        )
+    return aligned(head, rows)
+
+
+def _zeros(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    head = ["network", "paper (%)", "measured, last epoch (%)", "seeds"]
+    rows = []
+    for folder in arguments:
+        measured = study_at(folder)
+        cell = None if measured is None else measured.cell(FULL)
+        if measured is None or cell is None:
+            rows.append([folder, "", "*not run*", ""])
+            continue
+        paper = PAPER.get(measured.network)
+        given = "" if paper is None or paper.zeros is None else f"{100 * paper.zeros:.1f}"
+        zeros: Spread = spread([result.zero_gradients for result in cell.results.values()])
+        rows.append([measured.title, given, plus_minus(zeros, 100, digits=1), f"{zeros.n}"])
+    return aligned(head, rows)
+
+
+def hardware(cells: Sequence[Cell]) -> str:
+    """Devices and dates of the runs."""
+    summaries = [result.summary for cell in cells for result in cell.results.values()]
+    devices = dict.fromkeys(s.get("hardware") or s.get("device") or "?" for s in summaries)
+    dates = sorted({str(s["date"]) for s in summaries if s.get("date")})
+    between = dates[:1] if len(dates) < 2 else [f"{dates[0]} to {dates[-1]}"]
+    return ", ".join([*devices, *between])
+
+
+def _shortened(study: Study) -> str:
+    limit = study.base.get("dataset.limit_train")
+    return "" if limit is None else f" of {limit:,} examples"
+
+
+_KINDS: dict[str, Callable[[Sequence[str], StudyAt], list[str]]] = {
+    "paper": _paper,
+    "table": _table,
+    "difference": _difference,
+    "zeros": _zeros,
+}

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+
+from pb_jax.errors import UserError
+from pb_jax.study import read
+from pb_jax.study.__main__ import main
+from pb_jax.study.export import export
+from pb_jax.study.paper import PAPER
+from pb_jax.study.report import fill
+from tests.synthetic_study import write_study
+
+PATHS = {"dataset.source_dir": "/home/someone/data", "dataset.data_dir": "/scratch"}
+
+
+def document(folder, *blocks):
+    path = folder / "report.md"
+    text = "".join(f"<!-- study: {block} -->\nold\n<!-- end -->\n\n" for block in blocks)
+    path.write_text(f"# Report\n\nBefore.\n\n{text}After.\n")
+    return path
+
+
+def filled(folder, *blocks):
+    path = document(folder, *blocks)
+    fill(path)
+    return path.read_text()
+
+
+def rows(text):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+
+
+def test_only_the_blocks_change_and_twice_is_once(tmp_path):
+    write_study(tmp_path / "one", seeds=2)
+    text = filled(tmp_path, "paper one", "zeros one")
+    assert text.startswith("# Report\n\nBefore.\n\n<!-- study: paper one -->\n\n| network")
+    assert text.endswith("|\n\n<!-- end -->\n\nAfter.\n")
+    assert "old" not in text
+    path = tmp_path / "report.md"
+    assert fill(path) == [tmp_path / "one"]
+    assert path.read_text() == text
+
+
+def test_the_papers_numbers_stand_beside_the_measured(tmp_path):
+    write_study(tmp_path / "one", seeds=3)
+    table = rows(filled(tmp_path, "paper one missing"))
+    assert len(table) == 1 + 4 * 2 + 3 + 3
+    lenet = next(row for row in table if "LeNet-5" in row[0])
+    at = table.index(lenet)
+    assert lenet[1:3] == ["paper: full training", "99.25"]
+    assert table[at + 1][1:6] == [
+        "paper: partial",
+        "99.22; mean of 3: 99.22",
+        "-0.03",
+        "93.70; 92.36",
+        "0.5",
+    ]
+    assert table[at + 2][:4] == ["measured, 110 epochs", "`none`", "96.00 ± 1.00", ""]
+    assert table[at + 3][1:5] == ["`kde_otsu`", "95.05 ± 1.00", "-0.95 ± 0.00", "76.10 ± 0.10"]
+    assert table[at + 4][1:4] == ["`random`", "93.15 ± 1.00", "-2.85 ± 0.00"]
+    assert sum(row[1] == "*not run*" for row in table) == 3
+
+
+def test_the_papers_table_is_that_of_its_tables_1_and_2():
+    assert {name: (p.full, p.frozen_accuracy[0], p.frozen[0]) for name, p in PAPER.items()} == {
+        "vgg19": (0.8812, 0.8788, 0.7968),
+        "resnet110": (0.8372, 0.8281, 0.4985),
+        "densenet121": (0.8820, 0.8763, 0.6907),
+        "lenet5": (0.9925, 0.9922, 0.9370),
+    }
+
+
+def test_a_table_has_command_hardware_and_date(tmp_path):
+    study = write_study(tmp_path / "one", seeds=1)
+    for run in study.runs:
+        path = tmp_path / "one" / run.folder / "summary.json"
+        more = {"hardware": "2 cores of it", "date": f"2026-11-2{2 + (run.rule == 'random')}"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    text = filled(tmp_path, "table one", "table two")
+    assert "LeNet-5, MNIST, 110 epochs; 2 cores of it, 2026-11-22 to 2026-11-23." in text
+    assert "\n```sh\npython study.py --rules=x\n```\n" in text
+    assert "| kde_otsu | 1 | 94.05 |" in text
+    assert "*Not run: there is nothing in `two` yet.*" in text
+
+
+def test_a_difference_is_taken_seed_by_seed(tmp_path):
+    write_study(tmp_path / "one", seeds=3)
+    table = rows(filled(tmp_path, "difference kde_otsu random one two", "difference a b one"))
+    assert table[1] == [
+        "LeNet-5, MNIST, 110 epochs",
+        "95.05 ± 1.00",
+        "93.15 ± 1.00",
+        "+1.90 ± 0.00",
+        "3",
+        "76.10 ± 0.10 / 76.10 ± 0.10",
+    ]
+    assert table[2][:3] == ["two", "*not run*", "*not run*"]
+    assert table[4][1] == "*not run*", "labels that the study does not have"
+
+
+def test_zero_gradients_are_those_of_full_training(tmp_path):
+    write_study(tmp_path / "one", seeds=2)
+    assert rows(filled(tmp_path, "zeros one two"))[1:] == [
+        ["LeNet-5, MNIST, 110 epochs", "31.8", "30.0 ± 0.0", "2"],
+        ["two", "", "*not run*", ""],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("tables one", "'tables' is no kind of block; there are paper, table"),
+        ("table", "needs one folder"),
+        ("difference a one", "needs two labels and folders"),
+    ],
+)
+def test_what_is_wrong_with_a_block_is_said(tmp_path, block, message):
+    with pytest.raises(UserError, match=message):
+        filled(tmp_path, block)
+
+
+def test_an_export_has_no_paths_of_the_machine_and_makes_the_same_tables(tmp_path, capsys):
+    study = write_study(tmp_path / "one", seeds=2, **PATHS)
+    for run in study.runs:
+        (tmp_path / "one" / run.folder / "checkpoints").mkdir()
+        (tmp_path / "one" / run.folder / "mask_step_9.npz").write_bytes(b"x")
+        (tmp_path / "one" / run.folder / "log.txt").write_text("/home/someone")
+    assert main(["tables", str(tmp_path / "one")]) == 0
+    assert main(["export", str(tmp_path / "one"), str(tmp_path / "results/one")]) == 0
+    target = tmp_path / "results/one"
+    assert "study.json" in capsys.readouterr().out or (target / "study.json").exists()
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert {"table.md", "table.json", "figures/curves.png"} <= files
+    inside = {name for name in files if name.startswith("runs/none/")}
+    assert inside == {
+        *(
+            f"runs/none/seed_{s}/{n}"
+            for s in (0, 1)
+            for n in ("config.json", "metrics.jsonl", "summary.json")
+        ),
+        "runs/none/seed_0/mask_step_9.npz",
+    }
+    for path in target.rglob("*.json"):
+        assert "/home" not in path.read_text()
+        assert "/scratch" not in path.read_text()
+    assert (target / "table.md").read_text() == (tmp_path / "one/table.md").read_text()
+    assert read(target).runs == study.runs
+    export(tmp_path / "one", target)  # again
+
+
+def test_one_command_makes_document_tables_and_figures(tmp_path, capsys):
+    write_study(tmp_path / "one", seeds=1)
+    path = document(tmp_path, "table one")
+    assert main(["report", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == str(path)
+    assert str(tmp_path / "one/figures/curves.png") in out
+    assert main(["report", str(tmp_path / "none.md")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
