@@ -81,7 +81,7 @@ def assert_close(found, expected):
         ("kde_otsu", "map", {}),
         ("none", "faster", {}),
         ("random", "vmap", {"refresh_epochs": 1, "stop_epoch": 4}),
-        ("by leaf", "vmap", {"batches": 3, "mode": "gradients"}),
+        ("by leaf", "vmap", {"batches": 3, "batch_size": 20, "mode": "gradients"}),
         ("none", "vmap", {}),
     ],
 )

@@ -6,11 +6,13 @@ import pytest
 from flax import nnx
 
 import pb_jax
-from pb_jax.training import Freezing
+from pb_jax.errors import UserError
+from pb_jax.training import Freezing, make_freezing, resolve
 from pb_jax.training.batches import training_order
 from pb_jax.training.classification import cross_entropy, normalised
 from pb_jax.training.loop import strong
 from pb_jax.training.modules import functional
+from pb_jax.training.task import Order
 from tests.tiny_training import (
     BATCH,
     MEAN,
@@ -100,3 +102,23 @@ def test_release_gives_everything_back():
     released = freezing.release(masked)
     assert jax.tree.all(jax.tree.map(lambda m: bool(jnp.all(m)), released.mask))
     assert jnp.isnan(released.threshold)
+
+
+def test_the_batches_that_are_judged_are_the_epochs_first():
+    order = Order(np.arange(12).reshape(4, 3), (5, 6, 7, 8))
+    same = Freezing(pb_jax.none(), 4).judged(order)
+    np.testing.assert_array_equal(same.rows, [[0, 1, 2]])
+    assert same.lengths == (5,)
+    smaller = Freezing(pb_jax.none(), 4, batches=3, batch_size=2).judged(order)
+    np.testing.assert_array_equal(smaller.rows, [[0, 1], [2, 3], [4, 5]])
+    assert smaller.lengths == (5, 6, 6), "the second takes from two steps"
+    larger = Freezing(pb_jax.none(), 4, batches=9, batch_size=5).judged(order)
+    np.testing.assert_array_equal(larger.rows, np.arange(10).reshape(2, 5))
+    assert larger.lengths == (6, 8)
+
+
+def test_more_examples_than_an_epoch_has_are_refused():
+    config = resolve({"batch_size": 10, "freeze": {"batch_size": 41}})
+    with pytest.raises(UserError, match=r"freeze\.batch_size=41 is more than the 40 examples"):
+        make_freezing(config, steps_per_epoch=4)
+    assert make_freezing(config, steps_per_epoch=5).batch_size == 41

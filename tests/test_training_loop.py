@@ -201,7 +201,7 @@ def test_every_test_example_counts_once(tmp_path):
     tiny_fit(tmp_path, 1, freezing=None)
     saved, test = saved_state(tmp_path, 1), tiny_data().test
     model = Tiny(nnx.Rngs(0))
-    apply, params, state = functional(model)
+    apply, params, state, _ = functional(model)
     params = {name: saved[f"params.{name}"] for name in params}
     for name in ("norm.mean", "norm.var"):
         state[name] = saved[f"model_state.{name}"]
@@ -214,14 +214,17 @@ def test_every_test_example_counts_once(tmp_path):
     assert record["val_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
-@pytest.mark.parametrize(("batches", "taken"), [(1, 1), (3, 3), (999, STEPS)])
-def test_a_mask_judged_by_several_batches(tmp_path, batches, taken):
+@pytest.mark.parametrize(
+    ("batches", "size", "taken"),
+    [(1, None, 1), (3, None, 3), (999, None, STEPS), (1, 40, 1), (9, 35, 2)],
+)
+def test_a_mask_judged_by_other_batches(tmp_path, batches, size, taken):
     """The mask is the rule's, of mean abs(gradient) at the parameters that epoch 1 leaves."""
-    freezing = tiny_freezing(batches=batches, start_epoch=2)
+    freezing = tiny_freezing(batches=batches, batch_size=size, start_epoch=2)
     tiny_fit(tmp_path, 2, freezing=freezing)
     first, saved = saved_state(tmp_path, 1), saved_state(tmp_path, 2)
     data = tiny_data().train
-    apply, params, state = functional(Tiny(nnx.Rngs(0)))
+    apply, params, state, _ = functional(Tiny(nnx.Rngs(0)))
     params = {name: jnp.asarray(first[f"params.{name}"]) for name in params}
     for name in ("norm.mean", "norm.var", "drop.rngs.count"):
         state[name] = jnp.asarray(first[f"model_state.{name}"])
@@ -235,7 +238,8 @@ def test_a_mask_judged_by_several_batches(tmp_path, batches, taken):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     data_images = jnp.asarray(data.images)
-    rows = training_order(3, 2, len(data.labels), BATCH)[:taken]
+    rows = training_order(3, 2, len(data.labels), BATCH).ravel()
+    rows = rows[: taken * (size or BATCH)].reshape(taken, -1)
     grads = [gradient(params, row) for row in rows]
     judged = jax.tree.map(lambda *g: np.mean(np.abs(g), axis=0), *grads)
     wrong = 0

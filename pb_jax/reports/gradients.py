@@ -76,8 +76,10 @@ def _when(mask: Mask) -> str:
 
 
 def _unit(run: Run) -> str:
-    batches = run.freeze["batches"]
+    batches, size = run.freeze["batches"], run.freeze.get("batch_size")
     magnitude = "|gradient|" if batches == 1 else f"mean |gradient| of {batches} batches"
+    if size is not None:
+        magnitude += f" of {size} examples"
     return f"x = {magnitude} / learning rate"
 
 

@@ -106,6 +106,7 @@ KEYS: Mapping[str, Key] = {
     ),
     "freeze.granularity": _choice("element", ("element",), "single weights"),
     "freeze.batches": _whole(1, 1, "batches over which abs(gradient) is averaged for a mask"),
+    "freeze.batch_size": _whole(None, 1, "examples in each of them; None: batch_size"),
     "freeze.coverage": _number(
         None, "of kde_otsu: the region's share", lambda v: 0 < v <= 1, "above 0, at most 1"
     ),

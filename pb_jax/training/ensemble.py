@@ -251,9 +251,8 @@ class Ensemble:
             ),
         }
         if any(freezing.makes_mask(epoch) for freezing in self._freezings for epoch in epochs):
-            jobs["magnitudes"] = self._compilation(
-                magnitudes, state.params, state, self._train_data, rows, *batches, donate=True
-            )
+            arguments = (state.params, state, self._train_data, self._judged_rows(1), *batches)
+            jobs["magnitudes"] = self._compilation(magnitudes, *arguments, donate=True)
         for way in self.ways:
             train = functools.partial(self.train, way=way)
             arguments = (state, self._totals(), self._train_data, rows)
@@ -268,7 +267,7 @@ class Ensemble:
         """Train and evaluate once; returns the new states and a line of each member's metrics."""
         began = time.monotonic()
         rows = jnp.asarray(self._rows(epoch))
-        state = self._masks(state, epoch, rows)
+        state = self._masks(state, epoch)
         train = self._compiled[self.ways[0]]
         state, totals = train(state, self._totals(), self._train_data, rows)
         totals = jax.device_get(totals)
@@ -306,7 +305,7 @@ class Ensemble:
             )
         return state, lines
 
-    def _masks(self, state: TrainState, epoch: int, rows: jax.Array) -> TrainState:
+    def _masks(self, state: TrainState, epoch: int) -> TrainState:
         """Make the masks that are due before the epoch's first step, and take away what is over."""
         due = []
         for place, freezing in enumerate(self._freezings):
@@ -316,7 +315,7 @@ class Ensemble:
                 due.append(place)
         if not due:
             return state
-        judged = self._judged(state, rows)
+        judged = self._judged(state, epoch)
         shares: dict[int, float] = {}
         for place in due:
             member, freezing, before = (
@@ -346,15 +345,19 @@ class Ensemble:
                 shares[place] = float(content["frozen_fraction"])
         return state
 
-    def _judged(self, state: TrainState, rows: jax.Array) -> Arrays:
+    def _judged(self, state: TrainState, epoch: int) -> Arrays:
         """Mean magnitudes over the batches that the masks are judged by, stacked."""
-        batches = min(self._freezings[0].batches, self._task.steps_per_epoch)
-        total = jax.tree.map(jnp.zeros_like, state.params)
-        for row in range(batches):
+        rows = self._judged_rows(epoch)
+        total, weight = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(1 / rows.shape[1])
+        for row in range(rows.shape[1]):
             total = self._compiled["magnitudes"](
-                total, state, self._train_data, rows, jnp.int32(row), jnp.float32(1 / batches)
+                total, state, self._train_data, rows, jnp.int32(row), weight
             )
         return total
+
+    def _judged_rows(self, epoch: int) -> jax.Array:
+        orders = [self._task.order(member.seed, epoch) for member in self._members]
+        return jnp.asarray(np.stack([self._freezings[0].judged(order).rows for order in orders]))
 
     def _rows(self, epoch: int) -> np.ndarray:
         return np.stack([self._task.order(member.seed, epoch).rows for member in self._members])
@@ -446,7 +449,7 @@ def _check(
         raise ValueError(f"side_by_side must be one of {SIDE_BY_SIDE}, got {side_by_side!r}")
     if len(task.lengths) > 1:
         raise ValueError(f"the batches of the task must have one length, got {task.lengths}")
-    for name in ("mode", "batches", "steps_per_epoch"):
+    for name in ("mode", "batches", "batch_size", "steps_per_epoch"):
         values = {getattr(freezing, name) for freezing in freezings}
         if len(values) != 1:
             raise ValueError(f"the members must have the same freezing.{name}, got {values}")

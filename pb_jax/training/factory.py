@@ -7,6 +7,7 @@ from typing import Any
 import optax
 
 import pb_jax
+from pb_jax.errors import UserError
 from pb_jax.training import optimizers
 from pb_jax.training.config import rule_parameters
 from pb_jax.training.freezing import Freezing
@@ -63,6 +64,12 @@ def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing |
     chosen = config["freeze"]
     if chosen["rule"] == "none":
         return None
+    examples = steps_per_epoch * config["batch_size"]
+    if chosen["batch_size"] is not None and chosen["batch_size"] > examples:
+        raise UserError(
+            f"freeze.batch_size={chosen['batch_size']} is more than the {examples} examples of an "
+            "epoch; take a smaller one"
+        )
     return Freezing(
         make_rule(config),
         steps_per_epoch,
@@ -71,6 +78,7 @@ def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing |
         stop_epoch=chosen["stop_epoch"],
         mode=chosen["mode"],
         batches=chosen["batches"],
+        batch_size=chosen["batch_size"],
         alpha=config["optimizer"]["learning_rate"],
         seed=config["seed"],
     )

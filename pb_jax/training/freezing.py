@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import pb_jax
+from pb_jax.training.task import Order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Freezing:
         stop_epoch: full training again from its first batch on; None: never.
         mode: "updates" (frozen weights do not move) or "gradients" (only their gradients are
             zeroed, in front of the optimizer, as in the paper's appendix).
-        batches: how many of the epoch's batches a mask is judged by.
+        batches: how many batches of the epoch a mask is judged by: the rule sees the means of
+            their magnitudes.
+        batch_size: examples in each of them; None: as in a step.
         alpha: α, the unit of x = abs(gradient) / α in reports.
         seed: for rules that draw at random.
 
@@ -40,6 +43,7 @@ class Freezing:
     stop_epoch: int | None = None
     mode: str = "updates"
     batches: int = 1
+    batch_size: int | None = None
     alpha: float = 1.0
     seed: int = 0
 
@@ -53,6 +57,31 @@ class Freezing:
     def releases(self, epoch: int) -> bool:
         """Whether full training is resumed with the first batch of `epoch`."""
         return epoch == self.stop_epoch
+
+    @property
+    def looks_further(self) -> bool:
+        """Whether a mask is judged by other gradients than those of the step that makes it."""
+        return self.batches > 1 or self.batch_size is not None
+
+    def judged(self, order: Order) -> Order:
+        """The batches that a mask is judged by, the epoch's first: at most what an epoch has.
+
+        Args:
+            order: of the epoch.
+
+        Returns:
+            As many as there are, of `batch_size` examples each; a sequence is cut where the longest
+            of the steps that they are taken from is.
+        """
+        steps, size = order.rows.shape
+        wanted = size if self.batch_size is None else self.batch_size
+        count = min(self.batches, steps * size // wanted)
+        starts = range(0, count * wanted, wanted)
+        lengths = tuple(
+            max(order.lengths[start // size : -(-(start + wanted) // size)]) for start in starts
+        )
+        rows = order.rows.reshape(-1)[: count * wanted].reshape(count, wanted)
+        return Order(rows, lengths)
 
     def around(self, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
         """The optimizer under partial backpropagation, as an optax transformation of its own.

@@ -86,14 +86,14 @@ class Runner:
                 self._evaluation_data,
                 batch,
             )
-        for length, judged in self._mask_lengths(freezing, epochs):
-            for at in judged:
+        for length, judged in self._mask_orders(freezing, epochs):
+            for at in set(judged.lengths):
                 jobs["magnitudes", at] = compilation(
                     functools.partial(steps.add_magnitudes, length=at),
                     state.params,
                     state,
                     self._train_data,
-                    rows,
+                    jnp.asarray(judged.rows),
                     jnp.int32(0),
                     jnp.float32(0),
                     donate=True,
@@ -101,7 +101,7 @@ class Runner:
             jobs["mask", length] = compilation(
                 functools.partial(steps.mask, length=length),
                 *arguments,
-                *((state.params,) if judged else ()),
+                *((state.params,) if judged.lengths else ()),
                 donate=True,
             )
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -162,12 +162,13 @@ class Runner:
         self, state: TrainState, totals: Totals, order: Order, rows: jax.Array, freezing: Freezing
     ) -> tuple[TrainState, Totals, MaskReport]:
         judged = ()
-        if lengths := _judged(freezing, order):
+        if freezing.looks_further:
+            batches = freezing.judged(order)
             total = jax.tree.map(jnp.zeros_like, state.params)
-            weight = jnp.float32(1 / len(lengths))
-            for row, length in enumerate(lengths):
+            looked_at, weight = jnp.asarray(batches.rows), jnp.float32(1 / len(batches.lengths))
+            for row, length in enumerate(batches.lengths):
                 total = self._compiled["magnitudes", length](
-                    total, state, self._train_data, rows, jnp.int32(row), weight
+                    total, state, self._train_data, looked_at, jnp.int32(row), weight
                 )
             judged = (total,)
         state, totals, estimate, seen = self._compiled["mask", order.lengths[0]](
@@ -177,14 +178,19 @@ class Runner:
         assert mask is not None
         return state, totals, look(estimate, seen, mask, freezing.alpha)
 
-    def _mask_lengths(
-        self, freezing: Freezing | None, epochs: range
-    ) -> set[tuple[int, tuple[int, ...]]]:
-        """Of the batches that make masks: their length, and those of the batches judged."""
+    def _mask_orders(self, freezing: Freezing | None, epochs: range) -> list[tuple[int, Order]]:
+        """Of the steps that make masks: their length, and other batches that are judged."""
         if freezing is None:
-            return set()
+            return []
         orders = [self.task.order(self._seed, e) for e in epochs if freezing.makes_mask(e)]
-        return {(order.lengths[0], _judged(freezing, order)) for order in orders}
+        none = Order(np.zeros((0, 0), np.int32), ())
+        judged = [freezing.judged(order) if freezing.looks_further else none for order in orders]
+        # A mask every epoch makes many; what is compiled is told apart by the lengths alone.
+        by_length = {
+            (order.lengths[0], batches.lengths): (order.lengths[0], batches)
+            for order, batches in zip(orders, judged, strict=True)
+        }
+        return list(by_length.values())
 
     def _compilation(
         self, function: Callable[..., Any], *arguments: Any, donate: bool = False
@@ -209,11 +215,6 @@ class Runner:
                 frozen = sum(int(leaf.frozen) for leaf in report.leaves.values())
                 self.progress.frozen = frozen / self._weights
             self.progress.update(int(totals.steps), *means(totals))
-
-
-def _judged(freezing: Freezing, order: Order) -> tuple[int, ...]:
-    """Lengths of the batches whose mean magnitudes the rule judges; none: the mask step's own."""
-    return order.lengths[: freezing.batches] if freezing.batches > 1 else ()
 
 
 class NotFiniteError(Exception):
