@@ -21,6 +21,7 @@ from tests.tiny_training import (
     TRAIN,
     Tiny,
     compile_cache,
+    lines,
     saved_state,
     tiny_data,
     tiny_fit,
@@ -122,3 +123,14 @@ def test_more_examples_than_an_epoch_has_are_refused():
     with pytest.raises(UserError, match=r"freeze\.batch_size=41 is more than the 40 examples"):
         make_freezing(config, steps_per_epoch=4)
     assert make_freezing(config, steps_per_epoch=5).batch_size == 41
+
+
+def test_freezing_at_initialisation(tmp_path):
+    """From the first epoch on: the mask is made before any update, and holds what it freezes."""
+    tiny_fit(tmp_path, 1, freezing=tiny_freezing(rule=pb_jax.quantile(0.5), start_epoch=1))
+    assert (tmp_path / "mask_step_1.npz").exists()
+    saved, initial = saved_state(tmp_path, 1), functional(Tiny(nnx.Rngs(0))).params
+    for name, before in initial.items():
+        mask, after = saved[f"opt_state.mask.{name}"], saved[f"params.{name}"]
+        np.testing.assert_array_equal(after[~mask], np.asarray(before)[~mask])
+    assert 0.4 < lines(tmp_path)[0]["frozen_fraction"] < 0.6
