@@ -108,8 +108,12 @@ def test_other_scores_get_their_column(tmp_path):
     study = write_study(tmp_path, "none,kde_otsu", seeds=1)
     for run in study.runs:
         path = tmp_path / run.folder / "summary.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_bleu4": 0.1}))
-    assert "| val_bleu4 |" in markdown(study, results_of(tmp_path))
+        bleu = {"val_bleu4": 0.1, "test_bleu4": 0.2 - 0.05 * (run.rule == "kde_otsu")}
+        path.write_text(json.dumps(json.loads(path.read_text()) | bleu))
+    text = markdown(study, results_of(tmp_path))
+    assert "| val_bleu4 |" in text
+    assert "| BLEU-4, test split (%) |" in text
+    assert "| kde_otsu | 1 | 15.00 | -5.00 |" in text, "captions are compared by their BLEU"
 
 
 def test_a_larger_plan_keeps_the_runs_of_the_smaller(tmp_path):

@@ -21,7 +21,7 @@ from pb_jax.errors import UserError
 from pb_jax.reports import style
 from pb_jax.reports.style import in_style
 from pb_jax.study.record import Study
-from pb_jax.study.results import FULL, SCORE, Cell, Result, cells_of, full_training
+from pb_jax.study.results import FULL, Cell, Result, cells_of, full_training, score_title
 from pb_jax.study.statistics import spread
 
 _LINES = ("-", "--", "-.", ":")
@@ -179,7 +179,7 @@ def _band(
 @in_style
 def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
     """Accuracy after the last epoch against the frozen share: runs, and means with both sd."""
-    figure = style.new_figure(5.6, f"{title}: accuracy against frozen share{_over_seeds(cells)}")
+    figure = style.new_figure(5.6, f"{title}: score against frozen share{_over_seeds(cells)}")
     axes = figure.subplots()
     looks: dict[str, dict[str, Any]] = {}
     for cell in cells:
@@ -192,7 +192,7 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
                 "marker": _MARKERS[number % len(_MARKERS)],
             },
         )
-        shares, scores = cell.values("frozen_fraction"), cell.values(SCORE)
+        shares, scores = cell.values("frozen_fraction"), cell.values()
         axes.scatter(
             [100 * shares[s] for s in scores],
             [100 * scores[s] for s in scores],
@@ -201,7 +201,7 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
             linewidth=0,
             **look,
         )
-        x, y = cell.spread("frozen_fraction"), cell.spread(SCORE)
+        x, y = cell.spread("frozen_fraction"), cell.spread()
         axes.errorbar(
             100 * x.mean,
             100 * y.mean,
@@ -221,7 +221,7 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
         )
     axes.set(
         xlabel="frozen weights (%)",
-        ylabel="accuracy on the test split, last epoch (%)",
+        ylabel=score_title(cells),
         xlim=(-3, 103),
     )
     figure.legend(loc="outside lower center", ncols=4)
@@ -255,7 +255,7 @@ def draw_sensitivity(title: str, key: str, groups: Mapping[str, Sequence[Cell]])
     columns = (
         ("threshold", 1.0, "threshold t"),
         ("frozen_fraction", 100.0, "frozen weights (%)"),
-        (SCORE, 100.0, "accuracy, last epoch (%)"),
+        (None, 100.0, score_title(every)),
     )
     for axes, (column, unit, label) in zip(panels, columns, strict=True):
         for number, (group, cells) in enumerate(groups.items()):

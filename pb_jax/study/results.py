@@ -12,7 +12,11 @@ from pb_jax.study.plan import Run, cell_title
 from pb_jax.study.statistics import Spread, paired, spread
 from pb_jax.training import metrics
 
-SCORE = "final_val_accuracy"
+SCORES = {
+    "test_bleu4": "BLEU-4, test split (%)",
+    "final_val_accuracy": "accuracy, last epoch (%)",
+}
+"""What runs are compared by, and how it is called: the first that all of them have."""
 FULL = "none"
 CONTROL = "random"
 
@@ -66,21 +70,33 @@ class Cell:
         """The cell with the run of one seed."""
         return dataclasses.replace(self, results={seed: self.results[seed]})
 
-    def values(self, key: str = SCORE) -> dict[int, float]:
-        """A number of `summary.json`, by seed, of those runs that have it."""
+    @property
+    def score(self) -> str:
+        """The key of `summary.json` by which the runs are compared, one of `SCORES`."""
+        summaries = [result.summary for result in self.results.values()]
+        return next((key for key in SCORES if all(key in s for s in summaries)), [*SCORES][-1])
+
+    def values(self, key: str | None = None) -> dict[int, float]:
+        """A number of `summary.json`, by seed, of those runs that have it; None: the score."""
+        key = self.score if key is None else key
         return {
             seed: float(result.summary[key])
             for seed, result in self.results.items()
             if result.summary.get(key) is not None
         }
 
-    def spread(self, key: str = SCORE) -> Spread:
+    def spread(self, key: str | None = None) -> Spread:
         """Its mean over the seeds."""
         return spread(list(self.values(key).values()))
 
-    def less(self, other: "Cell | None", key: str = SCORE) -> Spread:
+    def less(self, other: "Cell | None", key: str | None = None) -> Spread:
         """Its difference to another cell's, seed by seed."""
         return paired(self.values(key), {} if other is None else other.values(key))
+
+
+def score_title(cells: Sequence[Cell]) -> str:
+    """How the score of these cells is called."""
+    return SCORES[next((cell.score for cell in cells if cell.results), [*SCORES][-1])]
 
 
 def read_result(folder: Path, run: Run) -> Result:

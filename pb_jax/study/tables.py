@@ -6,7 +6,7 @@ from typing import Any
 
 from pb_jax.files import replacing, write_json
 from pb_jax.study.record import Study
-from pb_jax.study.results import Cell, Result, cells_of, full_training, random_control
+from pb_jax.study.results import Cell, Result, cells_of, full_training, random_control, score_title
 from pb_jax.study.statistics import Spread, spread
 
 _OWN = ("epochs", "epochs_asked", "steps", "parameters", "device", "versions", "best_epoch")
@@ -75,7 +75,7 @@ def markdown(study: Study, results: Sequence[Result]) -> str:
         f"# {study.base['model.name']} on {study.base['dataset.name']}, "
         f"{study.base['epochs']} epochs",
         "",
-        f"Config: `{study.config}`. Accuracy on the test split, in percent; means over the seeds "
+        f"Config: `{study.config}`. Scores are of the test split; means over the seeds "
         "± standard deviation of one run (n - 1). Differences are in points, taken seed by seed.",
         "",
         *cell_table(results),
@@ -99,10 +99,10 @@ def cell_table(results: Sequence[Result]) -> list[str]:
     head = [
         "rule",
         "seeds",
-        "accuracy, last epoch (%)",
+        score_title(cells),
         "minus full training",
         "minus random, same share",
-        "best epoch (%)",
+        "best epoch's accuracy (%)",
         *extra,
         "frozen (%)",
         "threshold t",
