@@ -9,6 +9,13 @@ good and train the rest, under any optax optimizer:
     ... )
 """
 
+from pb_jax.compaction import (
+    CompactState,
+    apply_compact,
+    compact,
+    compact_state,
+    expand_state,
+)
 from pb_jax.masks import (
     LeafSummary,
     MaskSummary,
@@ -43,6 +50,7 @@ from pb_jax.transforms import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompactState",
     "FreezeElementsState",
     "LeafSummary",
     "MaskSummary",
@@ -52,7 +60,11 @@ __all__ = [
     "Rule",
     "Selection",
     "ThresholdEstimate",
+    "apply_compact",
+    "compact",
+    "compact_state",
     "estimate_threshold",
+    "expand_state",
     "fixed_threshold",
     "freeze_elements",
     "frozen_fraction",

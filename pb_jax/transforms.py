@@ -111,7 +111,7 @@ def partial_backprop(
         >>> state.mask
         Array([False, False,  True,  True], dtype=bool)
     """
-    inner = _transformation(inner)
+    inner = as_transformation(inner)
     rule = kde_otsu() if rule is None else rule
     if not callable(rule):
         raise TypeError(f"rule must be callable, as pb_jax.kde_otsu() is, got {rule!r}")
@@ -199,8 +199,8 @@ def freeze_elements(
         >>> optax.apply_updates(params, updates)[1]
         Array(1., dtype=float32)
     """
-    inner = _transformation(inner)
-    _check_bool(mask)
+    inner = as_transformation(inner)
+    check_bool(mask)
 
     def init_fn(params: Any) -> FreezeElementsState:
         return FreezeElementsState(_fitted(mask, params), inner.init(params))
@@ -233,7 +233,7 @@ def multiply_by_mask(mask: Any) -> optax.GradientTransformation:
         >>> updates + 0.0
         Array([-1.,  0.], dtype=float32)
     """
-    _check_bool(mask)
+    check_bool(mask)
 
     def init_fn(params: Any) -> MultiplyByMaskState:
         return MultiplyByMaskState(_fitted(mask, params))
@@ -245,7 +245,8 @@ def multiply_by_mask(mask: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
+def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
+    """`inner`, so that it takes extra arguments; a TypeError where it is no transformation."""
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be an optax.GradientTransformation, got {inner!r}")
     return optax.with_extra_args_support(inner)
@@ -274,7 +275,8 @@ def _where(mask: Any, updates: Any, frozen: float) -> Any:
     return jax.tree.map(one, updates, mask)
 
 
-def _check_bool(mask: Any) -> None:
+def check_bool(mask: Any) -> None:
+    """Raise a TypeError where a leaf of `mask` is not bool."""
     for path, leaf in jax.tree.leaves_with_path(mask):
         dtype = jnp.result_type(leaf)
         if dtype != jnp.bool_:
@@ -282,13 +284,14 @@ def _check_bool(mask: Any) -> None:
             raise TypeError(f"mask must be bool, got {dtype}{f' at {where}' if where else ''}")
 
 
-def _fitted(mask: Any, params: Any) -> Any:
-    """The mask as an array for each leaf of the parameters."""
+def check_fits(mask: Any, params: Any) -> None:
+    """Raise a ValueError where `mask` is no bool or array of the right shape for each parameter."""
     found, wanted = jax.tree.structure(mask), jax.tree.structure(params)
     if found != wanted:
         raise ValueError(f"mask must have the structure of the parameters, {wanted}, got {found}")
-
-    def fit(path: Any, param: Any, trains: Any) -> Array:
+    for (path, param), trains in zip(
+        jax.tree.leaves_with_path(params), jax.tree.leaves(mask), strict=True
+    ):
         shape = jnp.shape(param)
         if jnp.shape(trains) not in ((), shape):
             where = leaf_name(path)
@@ -296,6 +299,11 @@ def _fitted(mask: Any, params: Any) -> Any:
                 f"mask must have the parameter's shape {shape} or be one bool, "
                 f"got {np.shape(trains)}{f' at {where}' if where else ''}"
             )
-        return jnp.broadcast_to(jnp.asarray(trains), shape)
 
-    return jax.tree_util.tree_map_with_path(fit, params, mask)
+
+def _fitted(mask: Any, params: Any) -> Any:
+    """The mask as an array for each leaf of the parameters."""
+    check_fits(mask, params)
+    return jax.tree.map(
+        lambda param, trains: jnp.broadcast_to(jnp.asarray(trains), jnp.shape(param)), params, mask
+    )
