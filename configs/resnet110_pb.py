@@ -4,6 +4,12 @@ Command: `python train.py --config configs/resnet110_pb.py`. Full training, to c
 `--config.freeze.rule=none --workdir runs/resnet110_full`. A short run on a CPU:
 `--config.epochs=3 --config.dataset.limit_train=5000`.
 
+Over three seeds, with the paper's threshold and share and random masks of the same size, resumable:
+`python study.py --config configs/resnet110_pb.py --seeds 3 --rules
+none,kde_otsu,random,fixed_threshold:threshold=0.19,quantile:frozen=0.4985,random:frozen=0.4985`
+(in one line; `--grid freeze.coverage=0.8,0.9,0.95,0.99` for the share's effect). On a GPU:
+`python -m benchmarks.gpu.tables --data DIR --out DIR --only tables-resnet110,paper-resnet110`.
+
 Hardware: a GPU or TPU for all 110 epochs.
 
 Expected: the paper reports 83.72 % for full training, and 82.81 % with 49.85 % of the weights

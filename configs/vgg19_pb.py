@@ -4,6 +4,12 @@ Command: `python train.py --config configs/vgg19_pb.py`. Full training, to compa
 `--config.freeze.rule=none --workdir runs/vgg19_full`. A short run on a CPU:
 `--config.epochs=3 --config.dataset.limit_train=5000`.
 
+Over three seeds, with the paper's threshold and share and random masks of the same size, resumable:
+`python study.py --config configs/vgg19_pb.py --seeds 3 --rules
+none,kde_otsu,random,fixed_threshold:threshold=0.04,quantile:frozen=0.7968,random:frozen=0.7968`
+(in one line; `--grid freeze.coverage=0.8,0.9,0.95,0.99` for the share's effect). On a GPU:
+`python -m benchmarks.gpu.tables --data DIR --out DIR --only tables-vgg19,paper-vgg19`.
+
 Hardware: a GPU or TPU for all 110 epochs.
 
 Expected: the paper reports 88.12 % for full training, and 87.88 % with 79.68 % of the weights

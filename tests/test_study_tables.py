@@ -104,6 +104,16 @@ def test_the_control_is_the_one_of_the_same_share(tmp_path):
     assert random_control(found["kde_otsu"], everything) is None
 
 
+def test_a_share_that_is_given_has_its_control_too(tmp_path):
+    rules = "quantile:frozen=0.9,label=q,random:frozen=0.5,label=r5,random:frozen=0.9,scope=leaf"
+    write_study(tmp_path, f"none,{rules},label=leaf,random:frozen=0.9,label=r9", seeds=1)
+    found = cells(tmp_path)
+    everything = list(found.values())
+    assert random_control(found["q"], everything) is found["r9"]
+    assert random_control(found["q"], everything[:-1]) is found["leaf"]
+    assert random_control(found["r9"], everything) is None
+
+
 def test_other_scores_get_their_column(tmp_path):
     study = write_study(tmp_path, "none,kde_otsu", seeds=1)
     for run in study.runs:

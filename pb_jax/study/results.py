@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
-from pb_jax.study.plan import Run, cell_title
+from pb_jax.study.plan import SHARE, Run, cell_title
 from pb_jax.study.statistics import Spread, paired, spread
 from pb_jax.training import metrics
 
@@ -152,17 +152,26 @@ def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     own = _source(cell)
 
     def fits(other: Cell) -> bool:
-        return other.rule == CONTROL and _source(other) is not None and _source(other) == own
+        return other.rule == CONTROL and own is not None and _source(other) == own
 
-    return _first(cells, fits)
+    # At random among all weights, rather than among those of each leaf.
+    return _first(cells, lambda c: fits(c) and _scope(c) != "leaf") or _first(cells, fits)
 
 
-def _source(cell: Cell) -> str | None:
-    """The cell whose share this one has: another's, or its own; without the seed."""
+def _source(cell: Cell) -> object:
+    """What says how many weights are frozen: a number, or the cell that has found one."""
     runs = [result.run for result in cell.results.values()]
     if not runs:
         return None
-    return (runs[0].share_of or runs[0].folder).rpartition("/")[0]
+    run = runs[0]
+    if run.share_of is None and SHARE in run.settings:
+        same = {key: value for key, value in run.point.items() if not key.startswith("freeze.")}
+        return run.settings[SHARE], sorted(same.items())
+    return (run.share_of or run.folder).rpartition("/")[0]
+
+
+def _scope(cell: Cell) -> object:
+    return next(iter(cell.results.values())).run.settings.get("freeze.scope")
 
 
 def _first(cells: Sequence[Cell], fits: Callable[[Cell], bool]) -> Cell | None:
