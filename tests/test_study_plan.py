@@ -1,8 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from pb_jax.errors import UserError
 from pb_jax.study import base_of, configuration, make_plan, parse_grid, parse_rules
 from pb_jax.training import default_config
+from pb_jax.training.config import RULES
 from tests.synthetic_study import plan
 
 
@@ -89,3 +93,19 @@ def test_what_cannot_run_is_said_before_anything_does(rules, config, grid, messa
 def test_no_seeds_is_no_study():
     with pytest.raises(UserError, match="--seeds 0 is not allowed"):
         plan(seeds=0)
+
+
+def documented_rules():
+    text = (Path(__file__).parents[1] / "docs/studies.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| (`.+`) \|$", text, re.MULTILINE)
+    return [rule for row in rows for rule in re.findall(r"`([^`]+)`", row)]
+
+
+@pytest.mark.parametrize("rule", documented_rules())
+def test_what_the_documentation_compares_can_be_planned(rule):
+    runs = make_plan({}, parse_rules(f"none:label=full,mean_threshold:label=LABEL,{rule}"), 1)
+    assert len(runs) == 3
+
+
+def test_the_documentation_names_every_rule():
+    assert {re.split("[@:]", rule)[0] for rule in documented_rules()} == set(RULES)
