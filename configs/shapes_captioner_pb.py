@@ -14,6 +14,7 @@ from configs.common import paper_captioner
 def get_config() -> ConfigDict:
     """The experiment's configuration: smaller than the paper's, with an encoder that trains."""
     config = paper_captioner("shapes")
+    config.epochs = 6
     config.encoder.name = "small"
     config.captioner.hidden = 256
     config.captioner.embedding = 128

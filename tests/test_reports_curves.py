@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,19 @@ def test_the_note_stays_inside(tmp_path, epoch, side):
         assert note.get_horizontalalignment() == side
         inside, box = axes.get_window_extent(), note.get_window_extent()
         assert inside.x0 <= box.x0 <= box.x1 <= inside.x1
+
+
+def test_a_captioner_has_a_panel_of_its_bleu_and_a_validation_split(tmp_path):
+    write_run(tmp_path, masks=[3])
+    write_mask(tmp_path, epoch=3, threshold=1.5)
+    path = tmp_path / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    scored = [record | {"val_bleu4": record["epoch"] / 100} for record in records]
+    path.write_text("".join(json.dumps(record) + "\n" for record in scored))
+    figure = curves.draw(read_run(tmp_path))
+    assert figure.get_suptitle() == "toy on noise, rule kde_otsu: loss, accuracy and BLEU"
+    loss, accuracy, bleu = figure.axes
+    assert accuracy.get_ylabel() == "next word right (%)"
+    np.testing.assert_allclose(bleu.lines[0].get_ydata(), np.arange(1, 7) / 100)
+    assert verticals(bleu) == verticals(loss) == [2]
+    assert "validation split" in labels(figure)

@@ -14,18 +14,21 @@ _MARKED_EPOCHS = 30  # up to which each epoch gets a marker
 
 @in_style
 def draw(run: Run) -> Figure:
-    """Two panels, loss and accuracy; the epochs in which weights are frozen are shaded.
+    """Panels of loss, accuracy and, of captioners, BLEU; epochs with frozen weights are shaded.
 
     Source:
         Figure 3 of the paper.
     """
     figure = style.new_figure(4.6, _title(run))
-    loss, accuracy = figure.subplots(1, 2)
+    loss, accuracy, *scores = panels = figure.subplots(1, 3 if run.captions else 2)
     _curves(loss, run, "loss", 1.0)
     _curves(accuracy, run, "accuracy", 100.0)
     loss.set_ylabel("cross-entropy (nats)")
-    accuracy.set_ylabel("accuracy (%)")
-    for axes in (loss, accuracy):
+    accuracy.set_ylabel("next word right (%)" if run.captions else "accuracy (%)")
+    for axes in scores:
+        _validation(axes, run, "bleu4", 1.0)
+        axes.set_title("BLEU-4 of generated captions")
+    for axes in panels:
         axes.set_xlabel("epochs trained")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _events(axes, run)
@@ -39,7 +42,8 @@ def draw(run: Run) -> Figure:
 
 def _title(run: Run) -> str:
     rule = "full training" if run.rule == "none" else f"rule {run.rule}"
-    return f"{run.title}, {rule}: loss and accuracy"
+    shown = "loss, accuracy and BLEU" if run.captions else "loss and accuracy"
+    return f"{run.title}, {rule}: {shown}"
 
 
 def _curves(axes: Axes, run: Run, name: str, unit: float) -> None:
@@ -53,17 +57,23 @@ def _curves(axes: Axes, run: Run, name: str, unit: float) -> None:
         markersize=4,
         label="training (mean over the epoch's batches)",
     )
+    _validation(axes, run, name, unit)
+    axes.margins(y=0.12)  # room for the note
+    axes.set_title(name)
+
+
+def _validation(axes: Axes, run: Run, name: str, unit: float) -> None:
+    epochs = run.curves["epoch"]
+    split = "validation split" if run.captions else "validation (the test split, as in the paper)"
     axes.plot(
         epochs,
         unit * run.curves[f"val_{name}"],
         color=style.DATA_2,
         linestyle="--",
-        marker="s" if few else None,
+        marker="s" if epochs.size <= _MARKED_EPOCHS else None,
         markersize=4,
-        label="validation (the test split, as in the paper)",
+        label=split,
     )
-    axes.margins(y=0.12)  # room for the note
-    axes.set_title(name)
     axes.set_xlim(0, max(epochs.max() * 1.02, 1.1))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pb_jax.errors import UserError
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "frozen_fraction")
+_SCORES = ("val_bleu4",)  # of captioners
 _LEAF_COUNTS = ("leaf_sizes", "leaf_frozen", "leaf_zeros", "leaf_nonfinite")
 _ESTIMATE = ("region", "bandwidth", "grid", "density", "subrange_means", "subrange_shares")
 # Their threshold is one of weights, which has no place among gradients.
@@ -90,6 +91,11 @@ class Run:
     def rule(self) -> str:
         """What chose the weights to freeze."""
         return self.freeze["rule"]
+
+    @property
+    def captions(self) -> bool:
+        """Whether it is of a captioner, which has a validation split of its own."""
+        return "val_bleu4" in self.curves
 
     @property
     def title(self) -> str:
@@ -216,11 +222,12 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
         raise _missing(path)
     try:
         records = metrics.read(path)
+        scores = [key for key in _SCORES if records and key in records[0]]
         curves = {
             key: np.array(
                 [math.nan if record[key] is None else float(record[key]) for record in records]
             )
-            for key in ("epoch", *_CURVES)
+            for key in ("epoch", *_CURVES, *scores)
         }
     except KeyError as error:
         raise _damaged(path, f"a line lacks {error}") from error
