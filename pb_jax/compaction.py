@@ -146,7 +146,8 @@ def compact_state(
     """The state with which `compact(inner, mask)` goes on where a dense optimizer has got to.
 
     Counts, hyperparameters and the trainable entries' moments stay; those of frozen entries are
-    dropped. Not to be traced: the shapes depend on the mask.
+    dropped. What stays as it is, is shared with the dense state, not copied. Not to be traced: the
+    shapes depend on the mask.
 
     Args:
         inner: the wrapped transformation.
@@ -254,7 +255,7 @@ def _located(
 
 
 def _shapes(params: Any) -> Any:
-    return jax.eval_shape(lambda: params)
+    return jax.eval_shape(lambda tree: tree, params)
 
 
 def _check(inner: optax.GradientTransformationExtraArgs, mask: Any, shapes: Any) -> None:

@@ -228,7 +228,8 @@ def test_from_dense_to_compact_and_back_in_a_run():
     start, state = train(params, dense.init(params), range(2), dense_update)
     wanted, wanted_state = train(start, state, range(2, 6), dense_update)
 
-    small = pb_jax.compact_state(inner, state.inner_state, mask, params)
+    shapes = jax.eval_shape(lambda: params)
+    small = pb_jax.compact_state(inner, state.inner_state, mask, shapes)
     middle, small = train(start, small, range(2, 4), small_update)
     back = state._replace(
         inner_state=jax.jit(functools.partial(pb_jax.expand_state, inner))(small, middle)
