@@ -62,8 +62,8 @@ def test_start_up_needs_tfds_only_to_prepare(folders):
     program = f"""
 import sys
 from pb_jax.data import load, specs
-from tests.data_files import TINY_MNIST
 assert not {{"tensorflow_datasets", "sklearn", "PIL", "tqdm"}} & sys.modules.keys()
+from tests.data_files import TINY_MNIST
 load("digits")
 specs.DATASETS["mnist"] = TINY_MNIST
 load("mnist", data_dir={str(folders["data_dir"])!r})

@@ -55,6 +55,7 @@ def test_every_part_can_be_planned():
         assert all(configuration(base, run) for run in runs)
 
 
+@pytest.mark.slow
 def test_cut_off_and_resumed_it_ends_with_all_runs(tmp_path, tiny):
     status, progress = run(tmp_path, "--budget=0")
     assert (status, progress["left"]) == (tables.UNFINISHED, ["tables-lenet5"])

@@ -249,6 +249,7 @@ CAPTIONER = [
 ]
 
 
+@pytest.mark.slow
 def test_a_captioner_from_nothing_to_its_captions(tmp_path, capsys):
     workdir = tmp_path / "run"
     assert run(workdir, *CAPTIONER, config="configs/shapes_captioner_pb.py") == 0

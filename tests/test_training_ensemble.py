@@ -78,10 +78,17 @@ def assert_close(found, expected):
     ("name", "side_by_side", "changes"),
     [
         ("kde_otsu", "vmap", {}),
-        ("kde_otsu", "map", {}),
+        pytest.param("kde_otsu", "map", {}, marks=pytest.mark.slow),
         ("none", "faster", {}),
-        ("random", "vmap", {"refresh_epochs": 1, "stop_epoch": 4}),
-        ("by leaf", "vmap", {"batches": 3, "batch_size": 20, "mode": "gradients"}),
+        pytest.param(
+            "random", "vmap", {"refresh_epochs": 1, "stop_epoch": 4}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "by leaf",
+            "vmap",
+            {"batches": 3, "batch_size": 20, "mode": "gradients"},
+            marks=pytest.mark.slow,
+        ),
         ("none", "vmap", {}),
     ],
 )

@@ -317,12 +317,13 @@ def test_under_scan_and_donation():
 def test_under_vmap():
     _, gradient = problem()
     tx = pb_jax.partial_backprop(optax.adam(1e-2), rule=RULE, start_step=2)
+    update = jax.jit(tx.update)  # compiled once for all, and once for one
     many = jax.random.normal(jax.random.key(0), (4, 10, 3))
 
     def run(params):
         state = tx.init(params)
         for i in range(5):
-            updates, state = tx.update(gradient(params, i), state, params)
+            updates, state = update(gradient(params, i), state, params)
             params = optax.apply_updates(params, updates)
         return params, state.mask
 
