@@ -52,7 +52,7 @@ def check_number(
         raise ValueError(allowed)
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str], otherwise: str = "") -> None:
+def check_choice(name: str, value: Any, choices: Sequence[Any], otherwise: str = "") -> None:
     """Raise a ValueError where `value` is none of `choices`.
 
     >>> check_choice("scope", "layer", ("global", "leaf"))
