@@ -20,6 +20,11 @@ from jax.core import Tracer
 from pb_jax import magnitudes as mag
 from pb_jax.masks import PackedLeaf, leaf_name
 
+_SORTED: Any = {
+    "indices_are_sorted": True,
+    "unique_indices": True,
+    "mode": "promise_in_bounds",
+}
 _LARGEST = 2**31 - 1  # what an int32 index reaches
 
 
@@ -176,9 +181,12 @@ class Entries:
             if where is None:
                 return jnp.asarray(param + update).astype(jnp.result_type(param))
             self._check_entries(position, update, where)
-            flat = jnp.ravel(param)
-            moved = (gather(flat, where) + update).astype(flat.dtype)
-            return scatter(flat, where, moved).reshape(self.shapes[position])
+            flat = param.reshape(-1)
+            if update.dtype == flat.dtype:
+                moved = flat.at[where].add(update, **_SORTED)
+            else:  # the sum is rounded, not the update
+                moved = scatter(flat, where, (gather(flat, where) + update).astype(flat.dtype))
+            return moved.reshape(self.shapes[position])
 
         return self._map(one, self.leaves("params", params), self.leaves("updates", updates))
 
@@ -210,9 +218,7 @@ def gather(flat: Array, where: Array) -> Array:
     >>> gather(jnp.arange(5.0), jnp.array([1, 4]))
     Array([1., 4.], dtype=float32)
     """
-    return flat.at[..., where].get(
-        indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
-    )
+    return flat.at[..., where].get(**_SORTED)
 
 
 def scatter(flat: Array, where: Array, entries: Array) -> Array:
@@ -221,9 +227,7 @@ def scatter(flat: Array, where: Array, entries: Array) -> Array:
     >>> scatter(jnp.zeros(3), jnp.array([0, 2]), jnp.array([1.0, 2.0]))
     Array([1., 0., 2.], dtype=float32)
     """
-    return flat.at[..., where].set(
-        entries, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds"
-    )
+    return flat.at[..., where].set(entries, **_SORTED)
 
 
 def _is_packed(node: Any) -> bool:
