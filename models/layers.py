@@ -1,5 +1,6 @@
 """What the networks share: PyTorch's initialisation, batch norm and pooling, on NHWC images."""
 
+import abc
 import math
 from typing import Any
 
@@ -22,14 +23,14 @@ class Network(nnx.Module):
     # Dense layers that follow a flattening, with the (C, H, W) that PyTorch flattens.
     flattened: dict[str, tuple[int, int, int]] = {}  # noqa: RUF012
 
+    @abc.abstractmethod
     def __init__(
         self, num_classes: int, *, rngs: nnx.Rngs, dtype: DTypeLike, precision: Any
-    ) -> None:
-        raise NotImplementedError
+    ) -> None: ...
 
+    @abc.abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits (N, num_classes), float32, of normalised images."""
-        raise NotImplementedError
 
     def checked(self, images: jax.Array) -> jax.Array:
         """`images`, if their shape and dtype are what this network takes."""

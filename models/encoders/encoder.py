@@ -1,5 +1,6 @@
 """What all encoders share."""
 
+import abc
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +35,9 @@ class Encoder(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.precision = precision
 
+    @abc.abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:
         """Features, float32 (N, h, w, C), of uint8 images (N, S, S, 3)."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """64 hexadecimal digits that stand for the architecture and its present weights."""
