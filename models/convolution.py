@@ -3,8 +3,8 @@
 XLA:CPU fuses cheap element-wise work into each of its consumers, without limit: in a residual
 network every weight gradient recomputes the chain of all blocks before it. Optimization barriers
 on what a convolution reads and on its cotangent stop that, where they outlive XLA's early passes:
-compile the step with `compiler_options("cpu")`. Weight gradients, 1 x 1 kernels and tiny images are
-matrix products here, because XLA's own ways to compute them are slow.
+compile the step with `compiler_options("cpu")`. Weight gradients, 1 x 1 kernels, tiny images and
+images of few channels are matrix products here, because XLA's own ways to compute them are slow.
 
 The choice is made when a program is lowered, so that one traced program serves every platform.
 """
@@ -22,6 +22,7 @@ _NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  #
 _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
+_FEW_CHANNELS = 8
 _MANY_CHANNELS = 32
 _SOME_CHANNELS = 12
 
@@ -188,23 +189,23 @@ def _gradients(
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    return _cpu_forward(x, kernel)(x, kernel, window=window)
+    by_patches = _one_product(x, kernel) or kernel.shape[2] <= _COLOURS
+    return (_by_patches if by_patches else _stock)(x, kernel, window)
 
 
-def _cpu_forward(x: jax.Array, kernel: jax.Array) -> Callable[..., jax.Array]:
-    tiny = x.shape[1] * x.shape[2] <= _TINY_IMAGE
-    return _by_patches if tiny or kernel.shape[:2] == (1, 1) else _stock
+def _one_product(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether the convolution and both its gradients are best done as one matrix product."""
+    return kernel.shape[:2] == (1, 1) or x.shape[1] * x.shape[2] <= _TINY_IMAGE
 
 
 def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
-    forward = _cpu_forward(x, kernel)
-    if forward is _by_patches:
-        return _gradients(x, kernel, cotangent, forward, window)
-    if kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL:
-        forward = _by_patches
+    if _one_product(x, kernel):
+        return _gradients(x, kernel, cotangent, _by_patches, window)
+    large = kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL
+    forward = _by_patches if large or kernel.shape[2] <= _COLOURS else _stock
     for_x = jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
     return for_x, _kernel_gradient(x, kernel, cotangent, window)
 
@@ -215,9 +216,8 @@ def _kernel_gradient(
     """The kernel's gradient as matrix products, where they are faster."""
     height, width, inputs, outputs = kernel.shape
     many = max(inputs, outputs) >= _MANY_CHANNELS
-    if many and 1 < inputs <= _COLOURS:
-        patches = lax.optimization_barrier(_patches(x, kernel, window))
-        return _product("nhwi,nhwo->io", patches, cotangent, window).reshape(kernel.shape)
+    if 1 < inputs <= _COLOURS and outputs > 2 * _FEW_CHANNELS:
+        return jax.vjp(lambda kernel: _by_patches(x, kernel, window), kernel)[1](cotangent)[0]
     if not many or min(inputs, outputs) < _SOME_CHANNELS or window.strides != (1, 1):
         return jax.vjp(lambda kernel: _stock(x, kernel, window), kernel)[1](cotangent)[0]
     # Taps are gathered across only; those down are slices of whole rows, one product each.
@@ -242,17 +242,44 @@ def _kernel_gradient(
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    patches = _patches(x, kernel, window)
-    return _product("nhwi,io->nhwo", patches, kernel.reshape(-1, kernel.shape[3]), window)
+    together = _together(x, kernel, window)
+    patches = _patches(x, kernel, window, together)
+    if kernel.shape[:2] != (1, 1):
+        patches = lax.optimization_barrier(patches)
+    band = _band(kernel, together)
+    product = _product("nhwi,io->nhwo", patches, band, window)
+    n, height, blocks, _ = product.shape
+    return product.reshape(n, height, blocks * together, kernel.shape[3])
 
 
-def _patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """What the kernel sees at each place, (N, H', W', height * width * C)."""
+def _together(x: jax.Array, kernel: jax.Array, window: _Window) -> int:
+    """How many neighbours in a row one row of the matrix product computes.
+
+    They share most of what they see: fewer numbers are gathered, and with few features the product
+    becomes wide enough to be fast.
+    """
+    width, features = kernel.shape[1], kernel.shape[3]
+    results = x.shape[2] + sum(window.padding[1]) - width + 1
+    if width == 1 or window.strides != (1, 1) or x.shape[3] > _FEW_CHANNELS:
+        return 1
+    return next(n for n in (4 if features <= _FEW_CHANNELS else 2, 2, 1) if results % n == 0)
+
+
+def _band(kernel: jax.Array, together: int) -> jax.Array:
+    """The matrix (inputs of `together` neighbours, their outputs)."""
+    height, width, inputs, features = kernel.shape
+    last = together - 1
+    shifted = [jnp.pad(kernel, ((0, 0), (i, last - i), (0, 0), (0, 0))) for i in range(together)]
+    return jnp.stack(shifted, 3).reshape(height * (width + last) * inputs, together * features)
+
+
+def _patches(x: jax.Array, kernel: jax.Array, window: _Window, together: int = 1) -> jax.Array:
+    """What each place, or `together` neighbours, sees: (N, H', W' / together, inputs)."""
     x = _padded(x, window.padding)
-    for axis in (2, 1):
-        size, stride = kernel.shape[axis - 1], window.strides[axis - 1]
-        x = _shifted(x, size, axis, stride)
-    return x
+    height, width = kernel.shape[:2]
+    across = together if together > 1 else window.strides[1]
+    x = _shifted(x, width + together - 1, 2, across)
+    return _shifted(x, height, 1, window.strides[0])
 
 
 def _shifted(x: jax.Array, size: int, axis: int, stride: int = 1) -> jax.Array:
