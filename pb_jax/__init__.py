@@ -16,6 +16,7 @@ from pb_jax.compaction import (
     compact_state,
     expand_state,
 )
+from pb_jax.granularity import by_group
 from pb_jax.masks import (
     LeafSummary,
     MaskSummary,
@@ -61,6 +62,7 @@ __all__ = [
     "Selection",
     "ThresholdEstimate",
     "apply_compact",
+    "by_group",
     "compact",
     "compact_state",
     "estimate_threshold",

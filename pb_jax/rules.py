@@ -4,6 +4,7 @@ A rule is a pure function `rule(grads, params=None, *, key=None) -> Selection`, 
 so it may run inside a jitted training step. Write your own the same way.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -253,8 +254,18 @@ def random(frozen: float, scope: str = "global") -> Rule:
     """
     check_number("frozen", frozen, least=0, below=1)
     check_choice("scope", scope, SCOPES)
+    return RandomRule(frozen, scope)
 
-    def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+
+@dataclasses.dataclass(frozen=True)
+class RandomRule:
+    """What `random` returns: `by_group` draws whole groups by it, and has to know its share."""
+
+    frozen: float
+    scope: str
+
+    def __call__(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        """Choose the weights that go on training."""
         del params
         values = mag.magnitudes(grads)
         keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(values), 1))
@@ -266,10 +277,8 @@ def random(frozen: float, scope: str = "global") -> Rule:
             )
             for k, value in zip(keys, values, strict=False)
         ]
-        mask, threshold = _freeze_smallest(draws, frozen, scope)
-        return _selection(grads, mask, jnp.full_like(threshold, jnp.nan), scope)
-
-    return rule
+        mask, threshold = _freeze_smallest(draws, self.frozen, self.scope)
+        return _selection(grads, mask, jnp.full_like(threshold, jnp.nan), self.scope)
 
 
 def none() -> Rule:

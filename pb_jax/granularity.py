@@ -1,0 +1,182 @@
+"""Rules that judge whole output channels, or whole leaves, in place of single weights."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pb_jax import magnitudes as mag
+from pb_jax.checks import check_choice
+from pb_jax.rules import RandomRule, Rule, Selection
+
+GRANULARITIES = ("element", "channel", "leaf")
+
+
+def by_group(rule: Rule, granularity: str = "channel") -> Rule:
+    """Let a rule judge groups of weights: each group trains, or is frozen, as a whole.
+
+    Every weight is scored by the mean magnitude of its group's gradients (of its group's weights,
+    for `weight_magnitude`), and the rule sees these scores. So its shares and thresholds count
+    weights, not groups: a kernel's channel of 4,608 weights counts 4,608 times what a bias does.
+    The threshold and `Selection.estimate` are of the scores.
+
+    Zero gradients belong to their group's mean, as a channel that is silent half of the time moves
+    half as much; a group of zeros only has the score zero, stays out of `kde_otsu`'s estimate and
+    is frozen. A group with a gradient that is not finite goes on training.
+
+    What freezes a given share cannot cut a group in two: `quantile` and `weight_magnitude` freeze
+    at least the share, up to the end of the group in which it is reached; `random` draws whole
+    groups, those that still fit, and comes as near to the share as that allows.
+
+    Args:
+        rule: a `Rule`. One of your own sees scores in place of gradients and parameters; where it
+            decides otherwise for entries of one group, its decision for the first stands for all.
+        granularity: "element", the rule itself; "channel", the entries with the same last index,
+            which are an output channel of kernels (height, width, in, out) and (in, out), and each
+            entry of a vector (bias, batch norm) by itself; or "leaf". It is the last axis for all
+            arrays: a dimension of the vectors in an embedding (words, dimensions), a gate's unit in
+            an LSTM's kernel.
+
+    Returns:
+        A `Rule`. Combined with a rule's `scope="leaf"`, granularity "leaf" leaves nothing to
+        choose: each leaf is compared with itself.
+
+    Raises:
+        TypeError: `rule` cannot be called.
+        ValueError: another granularity.
+
+    Example:
+        >>> import jax.numpy as jnp, pb_jax
+        >>> grads = {"kernel": jnp.array([[9.0, 3.0], [1.0, 3.0]]), "bias": jnp.array([4.0, 1.0])}
+        >>> mask = pb_jax.by_group(pb_jax.fixed_threshold(3.0), "channel")(grads).mask
+        >>> print(mask["kernel"])
+        [[ True False]
+         [ True False]]
+        >>> print(mask["bias"])
+        [ True False]
+    """
+    check_choice("granularity", granularity, GRANULARITIES)
+    if not callable(rule):
+        raise TypeError(f"rule must be callable, as pb_jax.kde_otsu() is, got {rule!r}")
+    if granularity == "element":
+        return rule
+    if isinstance(rule, RandomRule):
+        return _random(rule, granularity)
+
+    def grouped(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        scored = None if params is None else _scores(params, granularity)
+        selection = rule(_scores(grads, granularity), scored, key=key)
+
+        def settle(leaf: Array) -> Array:
+            axes = _axes(leaf.shape, granularity)
+            first = tuple(slice(1 if axis in axes else None) for axis in range(leaf.ndim))
+            return jnp.broadcast_to(leaf[first], leaf.shape)
+
+        return selection._replace(mask=jax.tree.map(settle, selection.mask))
+
+    return grouped
+
+
+def _axes(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
+    """The axes along which a leaf's entries are of one group."""
+    return tuple(range(len(shape) if granularity == "leaf" else len(shape) - 1))
+
+
+def _scores(tree: Any, granularity: str) -> Any:
+    """The mean magnitude of each entry's group, in the place of every entry."""
+
+    def one(leaf: Any) -> Any:
+        if not mag.is_inexact(leaf) or not jnp.size(leaf):
+            return leaf
+        (value,) = mag.magnitudes(leaf)
+        axes = _axes(value.shape, granularity)
+        low = jnp.min(value, axes, keepdims=True)
+        high = jnp.max(value, axes, keepdims=True)
+        # In units of the largest none overflows. An infinite one makes NaN, which is not frozen.
+        mean = value / jnp.where(high == 0, 1, high)
+        for axis in axes:  # one by one: long sums of float32 lose digits
+            mean = jnp.mean(mean, axis, keepdims=True)
+        # Rounding must not put the mean of equal values below or above them.
+        return jnp.broadcast_to(jnp.clip(mean * high, low, high), value.shape)
+
+    return jax.tree.map(one, tree)
+
+
+def _random(rule: RandomRule, granularity: str) -> Rule:
+    """`random`, of whole groups."""
+
+    def grouped(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params
+        key = jax.random.key(0) if key is None else key
+        leaves, structure = jax.tree.flatten(grads)
+        floating = [position for position, leaf in enumerate(leaves) if mag.is_inexact(leaf)]
+        shapes = [jnp.shape(leaf) for leaf in leaves]
+        counts = [_groups(shapes[position], granularity) for position in floating]
+        sizes = [
+            math.prod(shapes[position]) // max(count, 1)
+            for position, count in zip(floating, counts, strict=True)
+        ]
+        draw = _of_all if rule.scope == "global" else _of_each
+        masks = [jnp.ones(shape, bool) for shape in shapes]
+        for position, frozen in zip(floating, draw(key, rule.frozen, counts, sizes), strict=True):
+            shape = shapes[position]
+            masks[position] = jnp.broadcast_to(~(frozen if shape else frozen[0]), shape)
+        nan = jnp.array(jnp.nan, jnp.float32)
+        threshold = nan if rule.scope == "global" else structure.unflatten([nan] * len(leaves))
+        return Selection(structure.unflatten(masks), threshold)
+
+    return grouped
+
+
+def _groups(shape: tuple[int, ...], granularity: str) -> int:
+    """How many groups a leaf has."""
+    return shape[-1] if shape and granularity == "channel" else 1
+
+
+def _of_all(key: Array, share: float, counts: Sequence[int], sizes: Sequence[int]) -> list[Array]:
+    """Groups drawn among those of all leaves: (number of groups,) for each leaf, True is frozen."""
+    sizes_of_all = np.repeat(np.array(sizes, np.int32), np.array(counts, np.int32))
+    order = jax.random.permutation(key, sizes_of_all.size)
+    wanted = round(share * int(sizes_of_all.sum(dtype=np.int64)))
+    taken = _filled(jnp.asarray(sizes_of_all)[order], wanted)
+    frozen = jnp.zeros(sizes_of_all.size, bool).at[order].set(taken)
+    ends = np.cumsum(counts, dtype=np.int64)
+    return [frozen[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _of_each(key: Array, share: float, counts: Sequence[int], sizes: Sequence[int]) -> list[Array]:
+    """The same with the share taken of each leaf, whose groups are all of one size."""
+    keys = jax.random.split(key, max(len(counts), 1))
+    return [
+        jax.random.permutation(k, count) < round(round(share * count * size) / max(size, 1))
+        for k, count, size in zip(keys, counts, sizes, strict=False)
+    ]
+
+
+def _filled(sizes: Array, wanted: int) -> Array:
+    """Take one after the other what still fits into `wanted`, and one more if that is nearer.
+
+    >>> _filled(jnp.array([3, 5, 2, 2, 9]), 8).tolist(), _filled(jnp.array([4, 4, 4]), 7).tolist()
+    ([True, True, False, False, False], [True, True, False])
+    """
+    if not sizes.size:
+        return jnp.zeros(0, bool)
+
+    def fitting(state: tuple[Array, Array]) -> Array:
+        return ~state[0] & (sizes <= state[1])
+
+    def go_on(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        taken, left = state
+        candidates = jnp.where(fitting(state), sizes, 0)
+        more = fitting(state) & (jnp.cumsum(candidates) <= left)
+        return taken | more, left - jnp.sum(jnp.where(more, sizes, 0), dtype=jnp.int32)
+
+    state = jnp.zeros(sizes.shape, bool), jnp.array(wanted, jnp.int32)
+    taken, left = jax.lax.while_loop(lambda state: jnp.any(fitting(state)), go_on, state)
+    last = jnp.argmin(jnp.where(taken, mag.MAX_TOTAL, sizes))
+    nearer = (left > 0) & (sizes[last] - left < left)
+    return taken.at[last].set(taken[last] | nearer)
