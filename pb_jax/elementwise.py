@@ -90,13 +90,15 @@ def difference(
     traced = isinstance(jnp.zeros(()), Tracer)
     with jax.ensure_compile_time_eval() if traced else contextlib.nullcontext():
         params = jax.tree.map(jnp.asarray, params)
+        # Compiled, as compiling every operation for every shape would take longer.
+        update, compact_update = jax.jit(dense.update), jax.jit(compacted.update)
         states = dense.init(params), compacted.init(params)
         both = params, params
         for scale in _SCALES:
             grads = jax.tree.map(jnp.asarray, _draw(rng, params, scale))
             value = jnp.asarray(scale)
-            one, state = dense.update(grads, states[0], both[0], value=value)
-            other, compact_state = compacted.update(grads, states[1], both[1], value=value)
+            one, state = update(grads, states[0], both[0], value=value)
+            other, compact_state = compact_update(grads, states[1], both[1], value=value)
             states = state, compact_state
             both = optax.apply_updates(both[0], one), optax.apply_updates(both[1], other)
             found = _unlike("the update of ", one, other) or _unlike(
