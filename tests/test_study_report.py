@@ -84,7 +84,7 @@ def test_a_table_has_command_hardware_and_date(tmp_path):
     assert "LeNet-5, MNIST, 110 epochs; 2 cores of it, 2026-11-22 to 2026-11-23." in text
     assert "\n```sh\npython study.py --rules=x\n```\n" in text
     assert "| kde_otsu | 1 | 94.05 |" in text
-    assert "*Not run: there is nothing in `two` yet.*" in text
+    assert "*two: not run yet.*" in text
 
 
 def test_a_difference_is_taken_seed_by_seed(tmp_path):

@@ -195,7 +195,7 @@ def _table(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
         raise UserError(f"a block of kind 'table' needs one folder, got {' '.join(arguments)!r}")
     measured = study_at(arguments[0])
     if measured is None or not any(cell.results for cell in measured.cells):
-        return [f"*Not run: there is nothing in `{arguments[0]}` yet.*"]
+        return [f"*{_title(arguments[0])}: not run yet.*"]
     lines = [f"{measured.title}; {hardware(measured.cells)}."]
     if measured.study.commands:
         lines += ["", "```sh", *measured.study.commands, "```"]
@@ -221,7 +221,13 @@ def _difference(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
         first, second = cells
         if measured is None or first is None or second is None:
             rows.append(
-                [folder if measured is None else measured.title, *["*not run*"] * 2, "", "", ""]
+                [
+                    _title(folder) if measured is None else measured.title,
+                    *["*not run*"] * 2,
+                    "",
+                    "",
+                    "",
+                ]
             )
             continue
         difference = first.less(second)
@@ -245,13 +251,19 @@ def _zeros(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
         measured = study_at(folder)
         cell = None if measured is None else measured.cell(FULL)
         if measured is None or cell is None:
-            rows.append([folder, "", "*not run*", ""])
+            rows.append([_title(folder), "", "*not run*", ""])
             continue
         paper = PAPER.get(measured.network)
         given = "" if paper is None or paper.zeros is None else f"{100 * paper.zeros:.1f}"
         zeros: Spread = spread([result.zero_gradients for result in cell.results.values()])
         rows.append([measured.title, given, plus_minus(zeros, 100, digits=1), f"{zeros.n}"])
     return aligned(head, rows)
+
+
+def _title(folder: str) -> str:
+    """What to call a study that has not been made."""
+    network = Path(folder).name
+    return PAPER[network].title if network in PAPER else network
 
 
 def hardware(cells: Sequence[Cell]) -> str:
