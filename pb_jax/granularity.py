@@ -1,7 +1,7 @@
 """Rules that judge whole output channels, or whole leaves, in place of single weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ def by_group(rule: Rule, granularity: str = "channel") -> Rule:
 
     What freezes a given share cannot cut a group in two: `quantile` and `weight_magnitude` freeze
     at least the share, up to the end of the group in which it is reached; `random` draws whole
-    groups, those that still fit, and comes as near to the share as that allows.
+    groups and comes as near to the share as those that are left allow.
 
     Args:
         rule: a `Rule`. One of your own sees scores in place of gradients and parameters; where it
@@ -158,25 +158,40 @@ def _of_each(key: Array, share: float, counts: Sequence[int], sizes: Sequence[in
 
 
 def _filled(sizes: Array, wanted: int) -> Array:
-    """Take one after the other what still fits into `wanted`, and one more if that is nearer.
+    """Take one after the other until the sizes add up to about `wanted`; which ones.
 
-    >>> _filled(jnp.array([3, 5, 2, 2, 9]), 8).tolist(), _filled(jnp.array([4, 4, 4]), 7).tolist()
-    ([True, True, False, False, False], [True, True, False])
+    Two ways are tried: what still fits, which small groups fill up exactly, and what brings the sum
+    nearer, without which a group larger than what is wanted would never be taken. The nearer one
+    is the result.
+
+    >>> _filled(jnp.array([3, 5, 2, 2, 9]), 8).tolist(), _filled(jnp.array([9, 1, 1]), 7).tolist()
+    ([True, True, False, False, False], [True, False, False])
     """
     if not sizes.size:
         return jnp.zeros(0, bool)
+    fitting, below = _taken(sizes, wanted, lambda size, left: size <= left)
+    nearing, beyond = _taken(sizes, wanted, lambda size, left: (left > 0) & (size - left < left))
+    return jnp.where(jnp.abs(beyond) <= below, nearing, fitting)
 
-    def fitting(state: tuple[Array, Array]) -> Array:
-        return ~state[0] & (sizes <= state[1])
+
+def _taken(
+    sizes: Array, wanted: int, takes: Callable[[Array, Array], Array]
+) -> tuple[Array, Array]:
+    """What is taken where each in turn is asked whether it goes into what is left; what is left.
+
+    The loop is over those that are passed by, not over all.
+    """
+
+    def candidates(taken: Array, left: Array) -> Array:
+        return ~taken & takes(sizes, left)
 
     def go_on(state: tuple[Array, Array]) -> tuple[Array, Array]:
         taken, left = state
-        candidates = jnp.where(fitting(state), sizes, 0)
-        more = fitting(state) & (jnp.cumsum(candidates) <= left)
+        asked = candidates(taken, left)
+        theirs = jnp.where(asked, sizes, 0)
+        passed = asked & ~takes(sizes, left - (jnp.cumsum(theirs) - theirs))
+        more = asked & (jnp.cumsum(passed) == 0)
         return taken | more, left - jnp.sum(jnp.where(more, sizes, 0), dtype=jnp.int32)
 
     state = jnp.zeros(sizes.shape, bool), jnp.array(wanted, jnp.int32)
-    taken, left = jax.lax.while_loop(lambda state: jnp.any(fitting(state)), go_on, state)
-    last = jnp.argmin(jnp.where(taken, mag.MAX_TOTAL, sizes))
-    nearer = (left > 0) & (sizes[last] - left < left)
-    return taken.at[last].set(taken[last] | nearer)
+    return jax.lax.while_loop(lambda state: jnp.any(candidates(*state)), go_on, state)
