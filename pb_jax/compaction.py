@@ -183,7 +183,8 @@ def compact_state(
         where = layout.where(path)
         if where is None:
             return dense[path]
-        return pick(dense[path].reshape(*like.shape[:-1], -1), where)
+        # On the host: a program would be compiled for each shape.
+        return pick(np.asarray(dense[path]).reshape(*like.shape[:-1], -1), where)
 
     inner_state = jax.tree_util.tree_map_with_path(take, layout.compact)
     return CompactState(packed, indices, inner_state)

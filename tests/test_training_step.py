@@ -34,9 +34,9 @@ def test_normalised_as_numpy_does_it():
 
 def test_zero_share_counts_zeros_and_what_is_masked():
     grads = {"a": jnp.array([0.0, 1.0, 2.0]), "b": jnp.array([[0.0], [5.0]])}
-    assert zero_share(grads, None) == pytest.approx(2 / 5)
+    assert zero_share(grads, None, 5) == pytest.approx(2 / 5)
     mask = {"a": jnp.array([True, False, True]), "b": jnp.array([[False], [True]])}
-    assert zero_share(grads, mask) == pytest.approx(3 / 5)
+    assert zero_share(grads, mask, 5) == pytest.approx(3 / 5)
 
 
 def test_totals_are_sums_and_the_batch_goes_with_the_step():

@@ -82,7 +82,7 @@ def tiny_schedule() -> optax.Schedule:
 
 def tiny_freezing(**changes: Any) -> Freezing:
     rule = changes.pop("rule", pb_jax.fixed_threshold(2.0, learning_rate=1e-2))
-    options = {"steps_per_epoch": STEPS, "alpha": 1e-2, "seed": 3} | changes
+    options = {"steps_per_epoch": STEPS, "alpha": 1e-2, "seed": 3, "compact": False} | changes
     return Freezing(rule, **options)
 
 

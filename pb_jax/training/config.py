@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pb_jax
 from pb_jax.errors import UserError
+from pb_jax.granularity import GRANULARITIES
 from pb_jax.training import optimizers
 
 RULES: tuple[str, ...] = (
@@ -104,7 +105,17 @@ KEYS: Mapping[str, Key] = {
         ("updates", "gradients"),
         "updates: frozen weights do not move; gradients: the paper's appendix, momentum goes on",
     ),
-    "freeze.granularity": _choice("element", ("element",), "single weights"),
+    "freeze.granularity": _choice(
+        "element",
+        GRANULARITIES,
+        "what is judged: single weights, or output channels or leaves by their mean magnitude",
+    ),
+    "freeze.compact": Key(
+        None,
+        (bool, type(None)),
+        "optimizer state for what trains only, after the mask; None: where it pays",
+        allowed="true or false",
+    ),
     "freeze.batches": _whole(1, 1, "batches over which abs(gradient) is averaged for a mask"),
     "freeze.batch_size": _whole(None, 1, "examples in each of them; None: batch_size"),
     "freeze.coverage": _number(
@@ -287,9 +298,19 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         _check_value(name, key, flat[name])
     _check_epochs(flat)
     _check_schedule(flat)
+    if flat["freeze.compact"] and flat["freeze.mode"] != "updates":
+        raise UserError(
+            f"freeze.compact=True does not go with freeze.mode={flat['freeze.mode']!r}: there the "
+            "momentum of frozen weights goes on"
+        )
     rule, optimizer = flat["freeze.rule"], flat["optimizer.name"]
     taken = rule_parameters(rule)
     _fill(flat, "freeze", _RULE_KEYS, taken, f"rule {rule!r}")
+    if flat["freeze.granularity"] == flat["freeze.scope"] == "leaf":
+        raise UserError(
+            "freeze.granularity='leaf' leaves nothing to choose within a leaf: "
+            "set freeze.scope='global', which compares the leaves"
+        )
     _fill(flat, "optimizer", _OPTIMIZER_KEYS, optimizers.parameters(optimizer), repr(optimizer))
     return nest(flat)
 

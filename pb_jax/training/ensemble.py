@@ -6,7 +6,9 @@ mapped over them; the data is there once. Each run ends, within what rounding ma
 had been alone, and leaves the same files, but for checkpoints and TensorBoard events.
 
 Masks are made outside of the step, as a branch inside of it would be taken by none or by all: under
-`vmap`, a `lax.cond` whose predicate differs between runs computes both sides at every step.
+`vmap`, a `lax.cond` whose predicate differs between runs computes both sides at every step. The
+optimizer's state stays dense, whatever `Freezing.compact` says: compact states have shapes of their
+own, and cannot be stacked.
 """
 
 import concurrent.futures
@@ -29,7 +31,7 @@ from pb_jax.files import write_json
 from pb_jax.training import mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.freezing import Freezing
-from pb_jax.training.loop import epoch_record, strong
+from pb_jax.training.loop import epoch_record
 from pb_jax.training.modules import Arrays
 from pb_jax.training.progress import Progress
 from pb_jax.training.step import (
@@ -37,6 +39,7 @@ from pb_jax.training.step import (
     Totals,
     TrainState,
     frozen_counts,
+    strong,
     threshold_of,
 )
 from pb_jax.training.task import EvalTotals, Task

@@ -37,7 +37,7 @@ def make_optimizer(
 
 
 def make_rule(config: Mapping[str, Any]) -> pb_jax.Rule:
-    """The rule that `freeze.rule` names.
+    """The rule that `freeze.rule` names, which judges what `freeze.granularity` says.
 
     The unit in which it measures gradients is `optimizer.learning_rate`, that of the first epoch.
 
@@ -51,7 +51,7 @@ def make_rule(config: Mapping[str, Any]) -> pb_jax.Rule:
         arguments["t"] = arguments.pop("threshold")
     if "learning_rate" in inspect.signature(make).parameters:
         arguments["learning_rate"] = config["optimizer"]["learning_rate"]
-    return make(**arguments)
+    return pb_jax.by_group(make(**arguments), chosen["granularity"])
 
 
 def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing | None:
@@ -81,4 +81,5 @@ def make_freezing(config: Mapping[str, Any], steps_per_epoch: int) -> Freezing |
         batch_size=chosen["batch_size"],
         alpha=config["optimizer"]["learning_rate"],
         seed=config["seed"],
+        compact=chosen["compact"],
     )

@@ -5,10 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import pb_jax
+from pb_jax.errors import UserError
+from pb_jax.training import compact
 from pb_jax.training.task import Order
+
+_WORTH_IT = 0.9  # of the dense state's bytes: else it is not worth a compilation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,14 @@ class Freezing:
         batch_size: examples in each of them; None: as in a step.
         alpha: α, the unit of x = abs(gradient) / α in reports.
         seed: for rules that draw at random.
+        compact: whether the optimizer's state is cut down to what trains once a mask is made: see
+            `pb_jax.training.compact`. None: where that takes at most 0.9 of the dense state's
+            bytes and changes nothing but rounding, which asks for mode "updates", one mask for
+            good, and an optimizer that is element-wise. True: always; weights that train again,
+            by another mask or from `stop_epoch` on, then have moments of zero.
+
+    Raises:
+        ValueError: `compact` is True and `mode` is not "updates".
 
     Example:
         >>> freezing = Freezing(pb_jax.quantile(0.5), steps_per_epoch=10, refresh_epochs=2)
@@ -46,6 +59,14 @@ class Freezing:
     batch_size: int | None = None
     alpha: float = 1.0
     seed: int = 0
+    compact: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.compact and self.mode != "updates":
+            raise ValueError(
+                f"compact=True needs mode='updates', got mode={self.mode!r}: momentum of frozen "
+                "weights goes on there"
+            )
 
     def makes_mask(self, epoch: int) -> bool:
         """Whether the first batch of `epoch` makes a mask."""
@@ -157,3 +178,75 @@ class Freezing:
             mask=jax.tree.map(jnp.ones_like, state.mask),
             threshold=jax.tree.map(lambda t: jnp.full_like(t, jnp.nan), state.threshold),
         )
+
+    def check_optimizer(self, optimizer: optax.GradientTransformation, params: Any) -> None:
+        """Raise a `UserError` where `compact` is True and the optimizer does not go with it.
+
+        It is tried with every other weight frozen: see `pb_jax.compact`.
+
+        Args:
+            optimizer: that of full training.
+            params: pytree of arrays, or of their shapes and dtypes.
+        """
+        if self.compact:
+            mask = jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape) % 2 == 0, params)
+            try:
+                compact.compact_shapes(optimizer, mask, params, check=True)
+            except ValueError as error:
+                raise _unfit(error) from error
+
+    def compacted(
+        self,
+        optimizer: optax.GradientTransformation,
+        state: pb_jax.PartialBackpropState,
+        params: Any,
+    ) -> tuple[pb_jax.PartialBackpropState, str]:
+        """The state with which to go on after a mask was made. Not to be traced.
+
+        Args:
+            optimizer: what `around` was given.
+            state: of the dense form, with the mask.
+            params: present parameters.
+
+        Returns:
+            The state in its compact form, or as it was given where `compact` says so; and, in words
+            for the user, what was done, or why it was not; "" where nothing was to be done.
+
+        Raises:
+            UserError: `compact` is True and the optimizer is not element-wise.
+        """
+        changing = self.refresh_epochs is not None or self.stop_epoch is not None
+        whole = self.mode != "updates" or changing if self.compact is None else not self.compact
+        if whole:
+            return state, ""
+        before = compact.size_of(state)
+        try:
+            if not self.compact:
+                mask = jax.device_get(state.mask)
+                shapes = compact.compact_shapes(optimizer, mask, params, check=False)
+                if (after := compact.size_of(shapes)) > _WORTH_IT * before:
+                    return state, f"optimizer state stays dense: {_sizes(before, after)} at best"
+            # True has been tried before training.
+            small = compact.to_compact(optimizer, state, params, check=not self.compact)
+        except ValueError as error:
+            if self.compact:
+                raise _unfit(error) from error
+            return state, f"optimizer state stays dense: {error}"
+        return small, f"optimizer state compacted: {_sizes(before, compact.size_of(small))}"
+
+    def expanded(
+        self,
+        optimizer: optax.GradientTransformation,
+        state: pb_jax.PartialBackpropState,
+        params: Any,
+    ) -> pb_jax.PartialBackpropState:
+        """The dense form of a state of the compact form. Not to be traced."""
+        return compact.to_dense(optimizer, state, params)
+
+
+def _sizes(before: int, after: int) -> str:
+    return f"{compact.megabytes(before)} -> {compact.megabytes(after)}"
+
+
+def _unfit(error: ValueError) -> UserError:
+    return UserError(f"freeze.compact=True does not go with this optimizer: {error}")

@@ -20,7 +20,7 @@ from pb_jax.training.modules import Arrays
 from pb_jax.training.plateau import Plateau
 from pb_jax.training.progress import Progress
 from pb_jax.training.runner import NotFiniteError, Runner, check_finite, means
-from pb_jax.training.step import Steps, Totals, TrainState, threshold_of
+from pb_jax.training.step import Steps, Totals, TrainState, strong, threshold_of
 from pb_jax.training.task import Task
 
 
@@ -68,8 +68,11 @@ def fit(
 
     Raises:
         DivergedError: a loss was not finite.
-        UserError: no readable checkpoint.
+        UserError: no readable checkpoint, or `freezing.compact` is True and the optimizer is not
+            element-wise.
     """
+    if freezing is not None:
+        freezing.check_optimizer(optimizer, task.params)
     progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
     checkpoints = Checkpoints(workdir / "checkpoints", task.score, keep, warn=progress.say)
     try:
@@ -195,6 +198,7 @@ def _epoch(
         rate = learning_rate(epoch * task.steps_per_epoch - 1)
     state, totals, report = runner.train(state, epoch, freezing)
     check_finite(totals)
+    began += runner.compiling
     trained = time.monotonic()
     runner.progress.status(f"evaluating epoch {epoch}")
     val_loss, val_accuracy = runner.evaluate(state)
@@ -285,16 +289,4 @@ def _diverged(error: NotFiniteError, epoch: int, checkpoints: Checkpoints) -> Di
     return DivergedError(
         f"the loss of step {error.step} (epoch {epoch}) is not finite; {good}.\n"
         "A smaller optimizer.learning_rate, in another --workdir, is the usual remedy."
-    )
-
-
-def strong(state: TrainState) -> TrainState:
-    """Without weak types, so that a restored state is of the same type as a fresh one."""
-    return jax.tree.map(
-        lambda leaf: (
-            leaf
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else jnp.array(leaf, dtype=leaf.dtype)
-        ),
-        state,
     )

@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pb_jax.training.compact import is_compact, trainable
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mask_report import MaskReport, look
+from pb_jax.training.modules import Arrays
 from pb_jax.training.progress import Progress
-from pb_jax.training.step import Steps, Totals, TrainState, frozen_counts, mask_of
+from pb_jax.training.step import (
+    Steps,
+    Totals,
+    TrainState,
+    frozen_counts,
+    mask_of,
+    size,
+    strong,
+)
 from pb_jax.training.task import EvalTotals, Order, Task
 
 # Steps dispatched and not yet known to be done. One runs and the next wait, so that the device is
@@ -33,6 +43,10 @@ class Runner:
             length always goes step by step.
         compiler_options: as `jax.jit` takes them.
         progress: where to show it.
+
+    Attributes:
+        compiling: seconds of the last epoch that went into compacting the optimizer's state and
+            compiling for it.
     """
 
     def __init__(
@@ -54,7 +68,8 @@ class Runner:
         self._evaluation = (
             [(rows, 0)] if self._scan else list(zip(rows, order.lengths, strict=True))
         )
-        self._weights = sum(leaf.size for leaf in task.params.values())
+        self._weights = size(task.params)
+        self.compiling = 0.0
         self._compiler_options = compiler_options
         self._compiled: dict[tuple[str, int], Callable[..., Any]] = {}
         self._frozen_counts = jax.jit(frozen_counts)
@@ -65,17 +80,12 @@ class Runner:
         self.progress.status("compiling")
         steps, compilation = self.steps, self._compilation
         rows = jnp.asarray(self.task.order(self._seed, epochs[0]).rows)
-        arguments = (state, Totals.empty(), self._train_data, rows)
-        jobs = {
-            ("train", length): compilation(
-                functools.partial(steps.train, length=length), *arguments, donate=True
-            )
-            for length in self.task.lengths
-        }
-        if self._scan and self.task.steps_per_epoch > 1:
-            # An epoch is its first step, by itself as it may make a mask, and the rest.
-            many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
-            jobs["rest", 0] = compilation(many, *arguments, donate=True)
+        dense, jobs = state, {}
+        if is_compact(state.opt_state):
+            jobs |= self._training(state, rows)
+            dense = jax.eval_shape(self._fresh, state.params, state.model_state)
+        if dense is state or any(freezing and freezing.releases(epoch) for epoch in epochs):
+            jobs |= self._training(dense, rows)
         for batch, length in {length: (b, length) for b, length in self._evaluation}.values():
             evaluate = functools.partial(steps.evaluate, length=length)
             jobs["evaluate", length] = compilation(
@@ -91,7 +101,7 @@ class Runner:
                 jobs["magnitudes", at] = compilation(
                     functools.partial(steps.add_magnitudes, length=at),
                     state.params,
-                    state,
+                    dense,
                     self._train_data,
                     jnp.asarray(judged.rows),
                     jnp.int32(0),
@@ -100,13 +110,11 @@ class Runner:
                 )
             jobs["mask", length] = compilation(
                 functools.partial(steps.mask, length=length),
-                *arguments,
+                *(dense, Totals.empty(), self._train_data, rows),
                 *((state.params,) if judged.lengths else ()),
                 donate=True,
             )
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            running = {name: pool.submit(job) for name, job in jobs.items()}
-            self._compiled = {name: job.result() for name, job in running.items()}
+        self._compile(jobs)
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
 
     def train(
@@ -115,15 +123,18 @@ class Runner:
         """One epoch."""
         totals, order = Totals.empty(), self.task.order(self._seed, epoch)
         rows, lengths = jnp.asarray(order.rows), order.lengths
-        report = None
+        report, self.compiling = None, 0.0
         if freezing is not None and freezing.releases(epoch):
-            state = jax.jit(self.steps.release, donate_argnums=0)(state)
+            state = jax.jit(self.steps.release, donate_argnums=0)(self.steps.expanded(state))
         if freezing is not None and freezing.makes_mask(epoch):
-            state, totals, report = self._mask(state, totals, order, rows, freezing)
+            state, totals, report = self._mask(
+                self.steps.expanded(state), totals, order, rows, freezing
+            )
+            state = self._compacted(state, rows)
         else:
             state, totals = self._step(lengths[0], state, totals, rows)
         if self._scan and len(lengths) > 1:
-            rest = self._compiled["rest", 0]
+            rest = self._compiled[_named("rest", state), 0]
             state, totals = rest(state, totals, self._train_data, rows)
             return state, totals, report
         pending = collections.deque([totals])
@@ -150,13 +161,16 @@ class Runner:
 
     def frozen(self, state: TrainState) -> float:
         """Share of the weights that are frozen."""
+        if is_compact(state.opt_state):
+            return (self._weights - trainable(state.opt_state)) / self._weights
         counts = np.asarray(self._frozen_counts(state.opt_state))
         return int(counts.sum(dtype=np.int64)) / self._weights
 
     def _step(
         self, length: int, state: TrainState, totals: Totals, rows: jax.Array
     ) -> tuple[TrainState, Totals]:
-        return self._compiled["train", length](state, totals, self._train_data, rows)
+        step = self._compiled[_named("train", state), length]
+        return step(state, totals, self._train_data, rows)
 
     def _mask(
         self, state: TrainState, totals: Totals, order: Order, rows: jax.Array, freezing: Freezing
@@ -177,6 +191,46 @@ class Runner:
         mask = mask_of(state.opt_state)
         assert mask is not None
         return state, totals, look(estimate, seen, mask, freezing.alpha)
+
+    def _compacted(self, state: TrainState, rows: jax.Array) -> TrainState:
+        """The state to go on with after a mask, and what is compiled for it."""
+        state.step.block_until_ready()  # the mask step is training
+        began = time.monotonic()
+        self.progress.status("compacting the optimizer's state")
+        state, note = self.steps.compacted(state)
+        if is_compact(state.opt_state):
+            self.progress.status("compiling")
+            self._compile(self._training(state, rows))
+            note += f", compiled in {time.monotonic() - began:.1f} s"
+        if note:
+            self.progress.say(note)
+        self.compiling = time.monotonic() - began
+        return state
+
+    def _training(
+        self, state: TrainState, rows: jax.Array
+    ) -> dict[tuple[str, int], Callable[[], Any]]:
+        """The compilations of an epoch's steps for a state, or for one of such shapes."""
+        arguments = (state, Totals.empty(), self._train_data, rows)
+        jobs = {
+            (_named("train", state), length): self._compilation(
+                functools.partial(self.steps.train, length=length), *arguments, donate=True
+            )
+            for length in self.task.lengths
+        }
+        if self._scan and self.task.steps_per_epoch > 1:
+            # An epoch is its first step, by itself as it may make a mask, and the rest.
+            many = functools.partial(self.steps.train_many, count=self.task.steps_per_epoch - 1)
+            jobs[_named("rest", state), 0] = self._compilation(many, *arguments, donate=True)
+        return jobs
+
+    def _fresh(self, params: Arrays, model_state: Arrays) -> TrainState:
+        return strong(self.steps.initial(params, model_state))
+
+    def _compile(self, jobs: dict[tuple[str, int], Callable[[], Any]]) -> None:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            running = {name: pool.submit(job) for name, job in jobs.items()}
+            self._compiled |= {name: job.result() for name, job in running.items()}
 
     def _mask_orders(self, freezing: Freezing | None, epochs: range) -> list[tuple[int, Order]]:
         """Of the steps that make masks: their length, and other batches that are judged."""
@@ -215,6 +269,11 @@ class Runner:
                 frozen = sum(int(leaf.frozen) for leaf in report.leaves.values())
                 self.progress.frozen = frozen / self._weights
             self.progress.update(int(totals.steps), *means(totals))
+
+
+def _named(function: str, state: TrainState) -> str:
+    """A function's name among the compiled ones: each form of the state has its own."""
+    return f"{function} compact" if is_compact(state.opt_state) else function
 
 
 class NotFiniteError(Exception):

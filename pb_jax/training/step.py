@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import pb_jax
+from pb_jax.training import compact
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.modules import Arrays
 from pb_jax.training.task import EvalTotals, Outcome, Task
@@ -25,7 +26,8 @@ class TrainState(NamedTuple):
         params: flat dict of the trained arrays.
         model_state: flat dict of the model's other arrays: batch statistics, random streams. They
             go on moving under a mask.
-        opt_state: of the optimizer; the mask is in it.
+        opt_state: of the optimizer; the mask is in it. After a mask it may be of the compact form:
+            see `pb_jax.training.compact`.
     """
 
     step: jax.Array
@@ -149,6 +151,21 @@ class Steps:
         state, totals = self._updated(state, totals, loss, outcome, grads)
         return state, totals, selection.estimate, judged
 
+    def compacted(self, state: TrainState) -> tuple[TrainState, str]:
+        """The state with which to go on after a mask was made: see `Freezing.compacted`."""
+        assert self._freezing is not None
+        assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
+        opt_state, note = self._freezing.compacted(self._optimizer, state.opt_state, state.params)
+        return state._replace(opt_state=opt_state), note
+
+    def expanded(self, state: TrainState) -> TrainState:
+        """The state with the optimizer's in its dense form. Not to be traced."""
+        if not compact.is_compact(state.opt_state):
+            return state
+        assert self._freezing is not None
+        opt_state = self._freezing.expanded(self._optimizer, state.opt_state, state.params)
+        return state._replace(opt_state=strong(opt_state))
+
     def release(self, state: TrainState) -> TrainState:
         """The state from which full training is resumed."""
         assert self._freezing is not None
@@ -197,10 +214,12 @@ class Steps:
     def _gradients(
         self, state: TrainState, data: Any, order: jax.Array, row: Any, length: int
     ) -> tuple[jax.Array, Outcome, Arrays]:
-        def loss_fn(params: Arrays) -> tuple[jax.Array, Outcome]:
+        def loss_fn(trained: Arrays) -> tuple[jax.Array, Outcome]:
+            params = {**state.params, **trained}
             return self._task.loss(params, state.model_state, data, order[row], length)
 
-        (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        trained = compact.trained(state.opt_state, state.params)
+        (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         return loss, outcome, grads
 
     def _updated(
@@ -211,22 +230,23 @@ class Steps:
         outcome: Outcome,
         grads: Arrays,
     ) -> tuple[TrainState, Totals]:
-        opt_state = state.opt_state
-        if self._freezing is None:
-            updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        params, opt_state = state.params, state.opt_state
+        if compact.is_compact(opt_state):
+            params, opt_state, grads = compact.update(self._optimizer, grads, opt_state, params)
         else:
-            assert isinstance(opt_state, pb_jax.PartialBackpropState)
-            updates, opt_state = self._freezing.hold(
-                self._optimizer, grads, opt_state, state.params
-            )
-        params = cast(Arrays, optax.apply_updates(state.params, updates))
+            if self._freezing is None:
+                updates, opt_state = self._optimizer.update(grads, opt_state, params)
+            else:
+                assert isinstance(opt_state, pb_jax.PartialBackpropState)
+                updates, opt_state = self._freezing.hold(self._optimizer, grads, opt_state, params)
+            params = cast(Arrays, optax.apply_updates(params, updates))
         step = state.step + 1
         first_bad = (totals.bad_step == 0) & ~jnp.isfinite(loss)
         totals = Totals(
             loss=totals.loss + loss,
             correct=totals.correct + outcome.correct,
             counted=totals.counted + outcome.counted,
-            zeros=totals.zeros + zero_share(grads, mask_of(opt_state)),
+            zeros=totals.zeros + zero_share(grads, mask_of(opt_state), size(params)),
             steps=totals.steps + 1,
             bad_step=jnp.where(first_bad, step, totals.bad_step),
         )
@@ -234,7 +254,7 @@ class Steps:
 
 
 def mask_of(opt_state: optax.OptState) -> Arrays | None:
-    """The mask that the last update used; None where the optimizer has none."""
+    """The mask that the last update used, as bools; None where the state holds none."""
     return opt_state.mask if isinstance(opt_state, pb_jax.PartialBackpropState) else None
 
 
@@ -251,14 +271,38 @@ def frozen_counts(opt_state: optax.OptState) -> jax.Array:
     return jnp.stack([jnp.sum(~leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(mask)])
 
 
-def zero_share(grads: Arrays, mask: Arrays | None) -> jax.Array:
-    """Share of the gradients that are zero behind the mask: the paper's frozen ratio."""
-    total = sum(leaf.size for leaf in jax.tree.leaves(grads))
+def zero_share(grads: Arrays, mask: Arrays | None, weights: int) -> jax.Array:
+    """Share of the gradients that are zero behind the mask: the paper's frozen ratio.
+
+    Args:
+        grads: of all weights; or of some: the others are frozen.
+        mask: of all of them; None: nothing else is frozen.
+        weights: how many there are.
+    """
+    known = sum(leaf.size for leaf in jax.tree.leaves(grads))
     zeros = jax.tree.map(lambda g: g == 0, grads)
     if mask is not None:
         zeros = jax.tree.map(lambda zero, trains: zero | ~trains, zeros, mask)
     counts = [jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(zeros)]
-    return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / total
+    found = jnp.sum(jnp.stack([jnp.int32(weights - known), *counts]))
+    return found.astype(jnp.float32) / weights
+
+
+def size(params: Arrays) -> int:
+    """Number of weights."""
+    return sum(leaf.size for leaf in params.values())
+
+
+def strong(tree: Any) -> Any:
+    """Copies without weak types, so that a restored state is of the same type as a fresh one."""
+    return jax.tree.map(
+        lambda leaf: (
+            leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else jnp.array(leaf, dtype=leaf.dtype)
+        ),
+        tree,
+    )
 
 
 def _position(state: TrainState, order: jax.Array) -> jax.Array:
