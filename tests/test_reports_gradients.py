@@ -184,3 +184,19 @@ def test_the_smallest_few_are_counted_not_shown(tmp_path):
     expected = mask.counts.sum(0)[EDGES[1:] <= left].sum()
     assert [text.get_text() for text in axes.texts] == [f"◂ {expected:,} smaller"]
     assert 1 <= expected <= 0.002 * mask.counts.sum()
+
+
+@pytest.mark.parametrize("group", ["channel", "leaf"])
+def test_the_threshold_of_means_is_none_of_single_gradients(tmp_path, group):
+    plural = {"channel": "channels", "leaf": "leaves"}[group]
+    run, mask = read(tmp_path, estimate=True, freeze={"granularity": group, "batches": 4})
+    histogram, density, subranges = gradients.draw_all(run, mask).axes
+    assert [thresholds(axes) for axes in (histogram, density, subranges)] == [[], [1.5], [1.5]]
+    assert shades(histogram) == []
+    assert histogram.get_xlabel() == "x = mean |gradient| of 4 batches / learning rate"
+    wanted = f"x = mean |gradient| of a {group} and 4 batches / learning rate"
+    assert subranges.get_xlabel() == f"mean of the sub-range, {wanted}"
+    figure = gradients.draw_layers(run, mask)
+    assert [thresholds(axes) for axes in figure.axes] == [[]] * len(figure.axes)
+    assert labels(figure)[1] == f"rule kde_otsu of {plural}: t = 1.5 for means"
+    assert run.rule_title == f"rule kde_otsu of {plural}"

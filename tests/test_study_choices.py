@@ -44,6 +44,21 @@ def test_a_share_from_the_rule_that_is_named():
     assert choices[2].settings == {"freeze.scope": "leaf"}
 
 
+def test_a_control_has_the_granularity_of_what_it_controls():
+    rules = "kde_otsu:granularity=channel,label=channels,kde_otsu,random@channels"
+    choices = parse_rules(f"{rules},random@kde_otsu:label=r,random@channels:granularity=element")
+    assert [c.settings for c in choices] == [
+        {"freeze.granularity": "channel"},
+        {},
+        {"freeze.granularity": "channel"},
+        {},
+        {"freeze.granularity": "element"},
+    ]
+    implied = parse_rules("none,kde_otsu:granularity=leaf,random")[2]
+    assert implied.settings == {"freeze.granularity": "leaf"}
+    assert implied.share_of == "kde_otsu(granularity=leaf)"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -104,6 +104,24 @@ def test_the_control_is_the_one_of_the_same_share(tmp_path):
     assert random_control(found["kde_otsu"], everything) is None
 
 
+def test_the_control_is_the_one_of_the_same_granularity(tmp_path):
+    rules = "kde_otsu:granularity=channel,label=channels,random@channels:granularity=element"
+    write_study(tmp_path, f"none,{rules},label=single,random@channels", seeds=1)
+    found = cells(tmp_path)
+    everything = list(found.values())
+    assert random_control(found["channels"], everything) is found["random@channels"]
+    assert random_control(found["channels"], everything[:-1]) is None
+
+
+def test_granularities_are_compared_with_their_own(tmp_path):
+    write_study(tmp_path, seeds=1, grid=["freeze.granularity=element,channel,leaf"])
+    found = cells(tmp_path)
+    assert len(found) == 7, "full training is not repeated"
+    for granularity in ("element", "channel", "leaf"):
+        control = random_control(found[f"kde_otsu, granularity {granularity}"], [*found.values()])
+        assert control is found[f"random, granularity {granularity}"]
+
+
 def test_a_share_that_is_given_has_its_control_too(tmp_path):
     rules = "quantile:frozen=0.9,label=q,random:frozen=0.5,label=r5,random:frozen=0.9,scope=leaf"
     write_study(tmp_path, f"none,{rules},label=leaf,random:frozen=0.9,label=r9", seeds=1)

@@ -51,7 +51,7 @@ def test_resolved_configurations_hold_every_number():
         ("freeze.rule", "kde"),
         ("freeze.start_epoch", 0),
         ("freeze.refresh_epochs", 0),
-        ("freeze.granularity", "leaf"),
+        ("freeze.granularity", "row"),
         ("freeze.coverage", 1.5),
         ("freeze.bandwidth", "botev"),
         ("freeze.bandwidth", -1.0),
@@ -93,6 +93,13 @@ def test_stop_must_come_after_start():
     resolve({"freeze": {"start_epoch": 3, "stop_epoch": 4}})
     with pytest.raises(UserError, match="stop_epoch=3 must come after"):
         resolve({"freeze": {"start_epoch": 3, "stop_epoch": 3}})
+
+
+def test_leaves_are_not_compared_with_themselves():
+    resolve({"freeze": {"granularity": "leaf"}})
+    resolve({"freeze": {"granularity": "channel", "scope": "leaf"}})
+    with pytest.raises(UserError, match="leaves nothing to choose within a leaf"):
+        resolve({"freeze": {"granularity": "leaf", "scope": "leaf"}})
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def draw(run: Run) -> Figure:
 
 
 def _title(run: Run) -> str:
-    rule = "full training" if run.rule == "none" else f"rule {run.rule}"
+    rule = "full training" if run.rule == "none" else run.rule_title
     shown = "loss, accuracy and BLEU" if run.captions else "loss and accuracy"
     return f"{run.title}, {rule}: {shown}"
 

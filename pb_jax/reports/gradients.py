@@ -33,9 +33,10 @@ def draw_layers(run: Run, mask: Mask) -> Figure:
     figure = style.new_figure(1.5 + 2.45 * rows, f"{run.title}: gradients of layers, {_when(mask)}")
     grid = figure.subplots(rows, min(len(leaves), 2), squeeze=False)
     panels = list(grid.flat)[: len(leaves)]
-    span = _span(mask.edges, mask.counts[leaves], mask.leaf_thresholds[leaves])
+    limits = _limits(run, mask.leaf_thresholds)
+    span = _span(mask.edges, mask.counts[leaves], limits[leaves])
     for axes, layer, leaf in zip(panels, shown, leaves, strict=True):
-        _histogram(axes, mask.edges, mask.counts[leaf], mask.leaf_thresholds[leaf], span)
+        _histogram(axes, mask.edges, mask.counts[leaf], limits[leaf], span)
         size = max(mask.sizes[leaf], 1)
         axes.set_title(
             f"layer {layer} of {len(found)}: {mask.names[leaf]}, {mask.sizes[leaf]:,} weights\n"
@@ -48,7 +49,7 @@ def draw_layers(run: Run, mask: Mask) -> Figure:
         axes.set_ylabel("gradients in a bin")
     for axes in panels[-2:]:
         axes.set_xlabel(_unit(run))
-    _legend(figure, run, mask, mask.leaf_thresholds[leaves])
+    _legend(figure, run, mask, limits[leaves])
     return figure
 
 
@@ -60,14 +61,14 @@ def draw_all(run: Run, mask: Mask) -> Figure:
     if estimate is None or not np.all(np.isfinite(estimate.region)):
         axes = figure.subplots()
         _all_histogram(axes, run, mask, None)
-        _legend(figure, run, mask, np.array([mask.threshold]))
+        _legend(figure, run, mask, _limits(run, np.array([mask.threshold])))
         return figure
     panels = figure.subplot_mosaic([["histogram", "density"], ["histogram", "subranges"]])
     _all_histogram(panels["histogram"], run, mask, estimate)
     _density(panels["density"], run, mask, estimate)
     _subranges(panels["subranges"], run, mask, estimate)
     region = Patch(**style.REGION_SHADE, label="region of highest density")
-    _legend(figure, run, mask, np.array([mask.threshold]), region)
+    _legend(figure, run, mask, _limits(run, np.array([mask.threshold])), region)
     return figure
 
 
@@ -75,9 +76,16 @@ def _when(mask: Mask) -> str:
     return f"mask of step {mask.step:,} (epoch {mask.epoch})"
 
 
-def _unit(run: Run) -> str:
+def _limits(run: Run, thresholds: np.ndarray) -> np.ndarray:
+    """The thresholds where they are those of single gradients; NaN where of their groups' means."""
+    return np.full_like(thresholds, math.nan) if run.groups else thresholds
+
+
+def _unit(run: Run, group: str = "") -> str:
     batches, size = run.freeze["batches"], run.freeze.get("batch_size")
-    magnitude = "|gradient|" if batches == 1 else f"mean |gradient| of {batches} batches"
+    over = [f"a {group}"] if group else []
+    over += [f"{batches} batches"] if batches != 1 else []
+    magnitude = f"mean |gradient| of {' and '.join(over)}" if over else "|gradient|"
     if size is not None:
         magnitude += f" of {size} examples"
     return f"x = {magnitude} / learning rate"
@@ -118,9 +126,10 @@ def _histogram(
 
 def _all_histogram(axes: Axes, run: Run, mask: Mask, estimate: Estimate | None) -> None:
     counts = mask.counts.sum(0)
-    span = _span(mask.edges, counts[None], np.array([mask.threshold]))
-    _histogram(axes, mask.edges, counts, mask.threshold, span)
-    if estimate is not None:
+    (limit,) = limits = _limits(run, np.array([mask.threshold]))
+    span = _span(mask.edges, counts[None], limits)
+    _histogram(axes, mask.edges, counts, limit, span)
+    if estimate is not None and not run.groups:
         low, high = estimate.region
         # A strip along the top, since it overlaps the frozen side.
         axes.axvspan(max(low, span[0]), high, 0.97, 1, **style.REGION_SHADE)
@@ -183,7 +192,7 @@ def _subranges(axes: Axes, run: Run, mask: Mask, estimate: Estimate) -> None:
     _linear(axes, mask, estimate)
     axes.set_title(f"the region's {means.size} sub-ranges, as Otsu's method sees them")
     axes.set_ylabel("share of the region (%)")
-    axes.set_xlabel(f"mean of the sub-range, {_unit(run)}")
+    axes.set_xlabel(f"mean of the sub-range, {_unit(run, run.groups)}")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(loc="upper right")
 
@@ -221,6 +230,8 @@ def _legend(figure: Figure, run: Run, mask: Mask, thresholds: np.ndarray, *more:
             Patch(**style.FROZEN_SHADE, label="frozen: x ≤ t, and all zeros"),
         ]
     else:
-        text = f"rule {run.rule}: no threshold of gradients"
+        text = f"{run.rule_title}: "
+        known = run.groups and _drawable(mask.threshold)
+        text += f"t = {number(mask.threshold)} for means" if known else "no threshold of gradients"
         handles.append(Line2D([], [], linestyle="none", label=text))
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4)

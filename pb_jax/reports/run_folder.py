@@ -93,6 +93,18 @@ class Run:
         return self.freeze["rule"]
 
     @property
+    def groups(self) -> str:
+        """What the rule judged as a whole: "channel" or "leaf"; empty: single weights."""
+        granularity = self.freeze.get("granularity", "element")
+        return "" if granularity == "element" else granularity
+
+    @property
+    def rule_title(self) -> str:
+        """The rule as figures call it."""
+        plural = {"": "", "channel": " of channels", "leaf": " of leaves"}
+        return f"rule {self.rule}{plural[self.groups]}"
+
+    @property
     def captions(self) -> bool:
         """Whether it is of a captioner, which has a validation split of its own."""
         return "val_bleu4" in self.curves

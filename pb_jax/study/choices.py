@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pb_jax.errors import UserError
 from pb_jax.training.config import RULES, check_known, rule_parameters
 
+GRANULARITY = "freeze.granularity"
 _ELSEWHERE = {"seed": "--seeds", "freeze.rule": "--rules"}
 OF_RULES: frozenset[str] = frozenset(
     f"freeze.{name}" for rule in RULES for name in rule_parameters(rule)
@@ -36,8 +37,9 @@ def parse_rules(text: str) -> tuple[Choice, ...]:
 
     A key is one of `freeze.*`, without the prefix, or `label`. `@LABEL` freezes the share that
     another rule of the list froze in the run with the same seed: the same number of weights,
-    chosen otherwise. A rule that needs a share and is given none takes that of the first rule of
-    the list that finds its own, `kde_otsu` before others.
+    chosen otherwise, and by the same granularity unless it has its own. A rule that needs a share
+    and is given none takes that of the first rule of the list that finds its own, `kde_otsu` before
+    others.
 
     Raises:
         UserError: saying which part is wrong and what there is.
@@ -116,11 +118,12 @@ def _with_share(choice: Choice, choices: Sequence[Choice]) -> Choice:
                 f"{choice.label!r} in --rules cannot take the share of {source.label!r}, "
                 "which finds none itself"
             )
-        return choice
-    if not finders:
+    elif finders:
+        source = min(finders, key=lambda c: c.rule != "kde_otsu")
+    else:
         return choice  # the configuration may have it
-    source = min(finders, key=lambda c: c.rule != "kde_otsu")
-    return choice._replace(share_of=source.label)
+    same = {key: source.settings[key] for key in (GRANULARITY,) if key in source.settings}
+    return choice._replace(share_of=source.label, settings={**same, **choice.settings})
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:

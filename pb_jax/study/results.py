@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
+from pb_jax.study.choices import GRANULARITY
 from pb_jax.study.plan import SHARE, Run, cell_title
 from pb_jax.study.statistics import Spread, paired, spread
 from pb_jax.training import metrics
@@ -152,10 +153,15 @@ def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     own = _source(cell)
 
     def fits(other: Cell) -> bool:
-        return other.rule == CONTROL and own is not None and _source(other) == own
+        if other.rule != CONTROL or own is None or _source(other) != own:
+            return False
+        return _setting(other, GRANULARITY, "element") == _setting(cell, GRANULARITY, "element")
+
+    def among_all(other: Cell) -> bool:
+        return fits(other) and _setting(other, "freeze.scope", "global") != "leaf"
 
     # At random among all weights, rather than among those of each leaf.
-    return _first(cells, lambda c: fits(c) and _scope(c) != "leaf") or _first(cells, fits)
+    return _first(cells, among_all) or _first(cells, fits)
 
 
 def _source(cell: Cell) -> object:
@@ -170,8 +176,8 @@ def _source(cell: Cell) -> object:
     return (run.share_of or run.folder).rpartition("/")[0]
 
 
-def _scope(cell: Cell) -> object:
-    return next(iter(cell.results.values())).run.settings.get("freeze.scope")
+def _setting(cell: Cell, key: str, default: str) -> object:
+    return next(iter(cell.results.values())).run.settings.get(key, default)
 
 
 def _first(cells: Sequence[Cell], fits: Callable[[Cell], bool]) -> Cell | None:
