@@ -110,6 +110,12 @@ KEYS: Mapping[str, Key] = {
         GRANULARITIES,
         "what is judged: single weights, or output channels or leaves by their mean magnitude",
     ),
+    "freeze.compact": Key(
+        None,
+        (bool, type(None)),
+        "optimizer state for what trains only, after the mask; None: where it pays",
+        allowed="true or false",
+    ),
     "freeze.batches": _whole(1, 1, "batches over which abs(gradient) is averaged for a mask"),
     "freeze.batch_size": _whole(None, 1, "examples in each of them; None: batch_size"),
     "freeze.coverage": _number(
@@ -292,6 +298,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         _check_value(name, key, flat[name])
     _check_epochs(flat)
     _check_schedule(flat)
+    if flat["freeze.compact"] and flat["freeze.mode"] != "updates":
+        raise UserError(
+            f"freeze.compact=True does not go with freeze.mode={flat['freeze.mode']!r}: there the "
+            "momentum of frozen weights goes on"
+        )
     rule, optimizer = flat["freeze.rule"], flat["optimizer.name"]
     taken = rule_parameters(rule)
     _fill(flat, "freeze", _RULE_KEYS, taken, f"rule {rule!r}")
