@@ -1,9 +1,11 @@
 """Checkpoints of everything that training changes: the latest ones and the best.
 
-A checkpoint is an orbax one, `checkpoints/EPOCH/`, of two items: `state`, the training state as a
+A checkpoint is an orbax one, `checkpoints/EPOCH/`, of the items `state`, the training state as a
 flat dict of arrays named by their path (`params.conv1.kernel`, `opt_state.mask.conv1.kernel`), and
-`record`, the epoch's line of `metrics.jsonl`. Saving goes on in the background while the next epoch
-runs; a folder gets its name when all of it has been written, so a kill leaves the one before.
+`record`, the epoch's line of `metrics.jsonl`. Of a compact state only what trains is saved, with a
+third item, `delta`, that says which base holds the rest: see `pb_jax.training.delta`. Saving goes
+on in the background while the next epoch runs; a folder gets its name when all of it has been
+written, so a kill leaves the one before.
 """
 
 import logging
@@ -14,8 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pb_jax.errors import UserError
+from pb_jax.training import delta, stored
 from pb_jax.training.modules import Arrays
 
 
@@ -46,6 +50,7 @@ class Checkpoints:
         self._ocp = ocp
         self._warn, self._score = warn, score
         self.folder = folder.resolve()
+        self._bases = delta.Bases(self.folder)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -67,12 +72,20 @@ class Checkpoints:
             record: the epoch's line of `metrics.jsonl`.
         """
         save = self._ocp.args
+        items: dict[str, Any] = {stored.RECORD: save.JsonSave(record)}  # pyright: ignore[reportCallIssue]
+        # From here to the call below nothing is being saved: see `delta`.
+        self.wait()
+        if delta.applies(state):
+            state, frozen, kinds = delta.split(state)
+            base = self._bases.write(frozen)
+            items[stored.DELTA] = save.JsonSave({"base": base, "params": kinds})  # pyright: ignore[reportCallIssue]
+            self._remove_bases(base["file"])
+        else:
+            self._remove_bases()
+        items[stored.STATE] = save.StandardSave(stored.flat(state))  # pyright: ignore[reportCallIssue]
         self._manager.save(
             record["epoch"],
-            args=save.Composite(
-                state=save.StandardSave(_flat(state)),  # pyright: ignore[reportCallIssue]
-                record=save.JsonSave(record),  # pyright: ignore[reportCallIssue]
-            ),
+            args=save.Composite(**items),
             metrics={"score": record[self._score], "epoch": record["epoch"]},
         )
 
@@ -80,7 +93,8 @@ class Checkpoints:
         """The latest state that can be read, and its record; None where there is no checkpoint.
 
         Args:
-            like: a pytree with the structure, shapes and dtypes of the one that was saved.
+            like: a pytree with the structure, shapes and dtypes of the one that was saved; where
+                that was compact, of the one before any mask.
 
         Raises:
             UserError: there are checkpoints, but none can be read.
@@ -90,7 +104,7 @@ class Checkpoints:
             try:
                 restored = self._restore(epoch, like)
             except Exception as error:  # orbax and tensorstore raise many kinds
-                failures.append(f"  {self.folder / str(epoch)}: {_first_line(error)}")
+                failures.append(f"  {self.folder / str(epoch)}: {_said(error)}")
                 continue
             for failed in [e for e in self.epochs() if e > epoch]:
                 self._set_aside(failed)
@@ -113,10 +127,17 @@ class Checkpoints:
     def close(self) -> None:
         """Finish writing, and close."""
         self._manager.close()
+        self._remove_bases()
 
     def _restore(self, epoch: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        checkpoint = self.folder / str(epoch)
+        if stored.is_delta(checkpoint):
+            about = stored.item(checkpoint, stored.DELTA)
+            frozen = self._bases.read(about["base"])
+            state = delta.join(stored.arrays(checkpoint), frozen, about["params"], like)
+            return state, stored.item(checkpoint, stored.RECORD)
         args = self._ocp.args
-        abstract = jax.tree.map(_abstract, _flat(like))
+        abstract = jax.tree.map(_abstract, stored.flat(like))
         found = self._manager.restore(
             epoch,
             args=args.Composite(
@@ -124,7 +145,19 @@ class Checkpoints:
                 record=args.JsonRestore(),  # pyright: ignore[reportCallIssue]
             ),
         )
-        return _unflat(found["state"], like), found["record"]
+        return stored.unflat(found["state"], like), found["record"]
+
+    def _remove_bases(self, *needed: str) -> None:
+        """Remove the bases that no checkpoint names, but for those that the next one needs."""
+        try:
+            named = {
+                stored.item(self.folder / str(epoch), stored.DELTA)["base"]["file"]
+                for epoch in stored.epochs(self.folder)
+                if stored.is_delta(self.folder / str(epoch))
+            }
+        except (OSError, ValueError, LookupError, TypeError):  # a damaged one may name any
+            return
+        self._bases.keep(named.union(needed))
 
     def _set_aside(self, epoch: int) -> None:
         """Move a damaged checkpoint out of the way of the one that takes its place."""
@@ -150,23 +183,43 @@ def read_model(
     Raises:
         UserError: the checkpoint is missing, damaged, or of another model.
     """
-    import orbax.checkpoint as ocp
-
-    path = folder.resolve() / str(epoch) / "state"
     like = {"params": params, "model_state": model_state}
-    abstract = jax.tree.map(_abstract, _flat(like))
-    args = ocp.args.PyTreeRestore(
-        item=abstract,  # pyright: ignore[reportCallIssue]
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),  # pyright: ignore[reportCallIssue]
-        partial_restore=True,  # pyright: ignore[reportCallIssue]
-    )
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            found = checkpointer.restore(path, args=args)
-        both = _unflat(found, like)
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
+    found = read_arrays(folder, epoch)
+    for name, leaf in stored.flat(like).items():
+        there = found.get(name)
+        if there is None or (there.shape, there.dtype) != (leaf.shape, leaf.dtype):
+            has = "no" if there is None else f"{there.dtype} {there.shape}"
+            raise UserError(
+                f"{folder / str(epoch)} is of another model: {has} {name}, "
+                f"not {leaf.dtype} {leaf.shape}"
+            )
+    both = stored.unflat({name: jnp.asarray(array) for name, array in found.items()}, like)
     return both["params"], both["model_state"]
+
+
+def read_arrays(folder: Path, epoch: int) -> dict[str, np.ndarray]:
+    """What `read_model` reads, by its names in a checkpoint, for which no model is needed.
+
+    Args:
+        folder: of the checkpoints.
+        epoch: whose.
+
+    Returns:
+        Arrays by names that begin with "params." or "model_state.".
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    checkpoint = folder.resolve() / str(epoch)
+    try:
+        found = stored.arrays(checkpoint, delta.of_model)
+        if not stored.is_delta(checkpoint):
+            return found
+        about = stored.item(checkpoint, stored.DELTA)
+        frozen = delta.Bases(checkpoint.parent).read(about["base"])
+        return delta.model(found, frozen, about["params"])
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise UserError(f"{checkpoint} cannot be read: {_said(error)}") from error
 
 
 def _rank(metrics: Any) -> Any:
@@ -174,39 +227,13 @@ def _rank(metrics: Any) -> Any:
     return (metrics["score"], -metrics["epoch"])
 
 
-def _flat(state: Any) -> dict[str, jax.Array]:
-    """Leaves by the name of their path; random keys as the integers that they are made of."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf)
-        for path, leaf in leaves
-    }
-
-
-def _unflat(found: dict[str, jax.Array], like: Any) -> Any:
-    """The inverse of `_flat`, for a tree of the structure of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    names = list(_flat(like))
-    restored = [_as_key(found[name], leaf) for name, leaf in zip(names, leaves, strict=True)]
-    return jax.tree.unflatten(structure, restored)
-
-
-def _plain(leaf: Any) -> jax.Array:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _as_key(leaf: jax.Array, like: Any) -> jax.Array:
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _first_line(error: Exception) -> str:
+def _said(error: Exception) -> str:
+    """What was wrong, in a line."""
+    if isinstance(error, UserError):
+        return str(error)
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text[:200]}"

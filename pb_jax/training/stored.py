@@ -1,0 +1,97 @@
+"""Checkpoints as they lie on the disk: arrays by name, read without the model's code.
+
+Nothing here writes, so that the checkpoints of a run that is training can be looked at. The layout
+is in `docs/checkpoints.md`.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STATE, RECORD, DELTA, METRICS = "state", "record", "delta", "metrics"
+"""Items of a checkpoint."""
+
+
+def flat(state: Any) -> dict[str, jax.Array]:
+    """Leaves by the name of their path; random keys as the integers that they are made of.
+
+    >>> flat({"params": {"conv1.kernel": jnp.ones(1)}})
+    {'params.conv1.kernel': Array([1.], dtype=float32)}
+    """
+    return {name_of(path): _plain(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def unflat(found: dict[str, Any], like: Any) -> Any:
+    """The inverse of `flat`, for a tree of the structure of `like`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: as_like(found[name_of(path)], leaf), like
+    )
+
+
+def name_of(path: Any) -> str:
+    """A leaf's path as its name in a checkpoint."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def as_like(leaf: Any, like: Any) -> Any:
+    """What is stored as a leaf of the kind of `like`: a random key where it is one."""
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+
+def _plain(leaf: Any) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def epochs(folder: Path) -> list[int]:
+    """Epochs of which `folder` holds a checkpoint, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def is_delta(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds only what trains; `checkpoint` is its folder."""
+    return (checkpoint / DELTA).is_dir()
+
+
+def item(checkpoint: Path, name: str) -> Any:
+    """One of a checkpoint's items in JSON: `RECORD`, `DELTA` or `METRICS`."""
+    file = METRICS if name == METRICS else "metadata"
+    return json.loads((checkpoint / name / file).read_text(encoding="utf-8"))
+
+
+def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
+    """Arrays of a checkpoint's state, in the shapes and dtypes in which they were saved.
+
+    Args:
+        checkpoint: its folder.
+        wanted: says by its name whether an array is.
+    """
+    import orbax.checkpoint as ocp  # a second or two, so not at the top
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    path = (checkpoint / STATE).resolve()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        known: dict[str, Any] = dict(checkpointer.metadata(path).item_metadata.tree)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        shapes = {
+            name: jax.ShapeDtypeStruct(known[name].shape, known[name].dtype)
+            for name in filter(wanted, known)
+        }
+        on_host = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes}
+        args = ocp.args.PyTreeRestore(
+            item=shapes,  # pyright: ignore[reportCallIssue]
+            restore_args=on_host,  # pyright: ignore[reportCallIssue]
+            partial_restore=True,  # pyright: ignore[reportCallIssue]
+        )
+        found = checkpointer.restore(path, args=args)
+    return {name: np.asarray(array) for name, array in found.items()}
