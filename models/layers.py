@@ -2,14 +2,17 @@
 
 import abc
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from models.convolution import convolution, materialised
+from models.trained_channels import for_channels, pays
 
 _BLOCK = 64  # terms that a dense layer adds up in one go
 
@@ -31,6 +34,25 @@ class Network(nnx.Module):
     @abc.abstractmethod
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits (N, num_classes), float32, of normalised images."""
+
+    def train_channels(self, trained: Mapping[str, np.ndarray]) -> None:
+        """Leave the weight gradients of other output channels out from now on, where that pays.
+
+        Args:
+            trained: for kernels by name ("conv1.kernel") the output channels that train, int32,
+                sorted and distinct. Gradients of the others are zero, or what they are: they must
+                not be used. Kernels that are not named are left as they are.
+        """
+        for path, layer in nnx.iter_modules(self):
+            channels = trained.get(".".join(map(str, (*path, "kernel"))))
+            if channels is None or not isinstance(layer, nnx.Conv | nnx.Linear):
+                continue
+            if not pays(channels.size, layer.kernel.shape[-1]):
+                continue
+            if isinstance(layer, nnx.Conv):
+                layer.conv_general_dilated = for_channels(layer.conv_general_dilated, channels)
+            else:
+                layer.dot_general = for_channels(layer.dot_general, channels)
 
     def checked(self, images: jax.Array) -> jax.Array:
         """`images`, if their shape and dtype are what this network takes."""

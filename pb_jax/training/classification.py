@@ -3,8 +3,9 @@
 All images stay uint8 on the device; a batch is gathered and normalised inside the compiled step.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,9 @@ class Classification(Task):
     """A classifier and its images.
 
     Args:
-        model: images (N, H, W, C) to logits (N, classes); its arrays are consumed.
+        model: images (N, H, W, C) to logits (N, classes); its arrays are consumed. If it has a
+            method `train_channels`, as `models.layers.Network` does, that is told which output
+            channels train once a mask is made.
         data: uint8 images with labels; kept on the device as they are.
         batch_size: at most the number of training examples.
 
@@ -77,6 +80,8 @@ class Classification(Task):
 
     def __init__(self, model: nnx.Module, data: DataLike, batch_size: int) -> None:
         self._apply, self.params, self.model_state, _ = functional(model)
+        self._can_narrow = hasattr(model, "train_channels")
+        self._prepare: Callable[[Any], None] | None = None
         self._data = data
         self.examples, self.batch_size = len(data.train.labels), batch_size
         if batch_size > self.examples:
@@ -85,6 +90,14 @@ class Classification(Task):
                 "take a smaller batch or more data"
             )
         self._check_shapes()
+
+    def with_channels(self, trained: Mapping[str, np.ndarray]) -> "Classification":
+        """See `Task`."""
+        if not self._can_narrow:
+            return self
+        task = copy.copy(self)
+        task._prepare = lambda module: module.train_channels(trained)
+        return task
 
     def train_data(self) -> Split:
         """See `Task`."""
@@ -110,7 +123,10 @@ class Classification(Task):
         """See `Task`."""
         del length
         images, labels = _gather(data, rows)
-        logits, model_state = self._apply(params, model_state, self._normalised(images), train=True)
+        images = self._normalised(images)
+        logits, model_state = self._apply(
+            params, model_state, images, train=True, prepare=self._prepare
+        )
         right = jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32)
         loss = jnp.mean(cross_entropy(logits, labels))
         return loss, Outcome(model_state, right, jnp.int32(labels.size))

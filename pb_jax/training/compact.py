@@ -9,6 +9,7 @@ import math
 from typing import Any, TypeGuard
 
 import jax
+import numpy as np
 import optax
 
 import pb_jax
@@ -86,6 +87,24 @@ def update(
     params, inner_state = pb_jax.apply_compact(optimizer, taken, held, params)
     count = optax.safe_increment(state.count)
     return params, state._replace(count=count, inner_state=inner_state), taken
+
+
+def trained_channels(state: pb_jax.PartialBackpropState) -> dict[str, np.ndarray]:
+    """Where along its last axis anything of a leaf trains, under a compact state.
+
+    Args:
+        state: of the compact form; its indices are fetched.
+
+    Returns:
+        Sorted int32 indices for each leaf of two axes or more of which a part trains.
+    """
+    held, found = state.inner_state, {}
+    for name, where in held.indices.items():
+        shape = held.mask[name].shape
+        if isinstance(where, jax.Array) and len(shape) > 1:
+            counts = np.bincount(np.asarray(where) % shape[-1], minlength=shape[-1])
+            found[name] = np.flatnonzero(counts).astype(np.int32)
+    return found
 
 
 def trainable(state: pb_jax.PartialBackpropState) -> int:

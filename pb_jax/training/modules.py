@@ -18,9 +18,17 @@ class Apply(Protocol):
     """`apply(params, model_state, *inputs, train=...) -> (outputs, new model_state)`."""
 
     def __call__(
-        self, params: Arrays, model_state: Arrays, *inputs: jax.Array, train: bool
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        *inputs: jax.Array,
+        train: bool,
+        prepare: Callable[[Any], None] | None = None,
     ) -> tuple[Any, Arrays]:
-        """Run the module; in evaluation the model state comes back as it was given."""
+        """Run the module; in evaluation the model state comes back as it was given.
+
+        `prepare` is called with the module before it is trained, and may change what is static.
+        """
         ...
 
 
@@ -77,11 +85,17 @@ def functional(model: nnx.Module) -> Functional:
         return merged(evaluating, params, model_state)
 
     def apply(
-        params: Arrays, model_state: Arrays, *inputs: jax.Array, train: bool
+        params: Arrays,
+        model_state: Arrays,
+        *inputs: jax.Array,
+        train: bool,
+        prepare: Callable[[Any], None] | None = None,
     ) -> tuple[Any, Arrays]:
         if not train:
             return merge(params, model_state)(*inputs), model_state
         module = merged(training, params, model_state)
+        if prepare is not None:
+            prepare(module)
         outputs = module(*inputs)
         return outputs, arrays(nnx.split(module, nnx.Param, ...)[2])
 

@@ -210,17 +210,18 @@ class Runner:
     def _training(
         self, state: TrainState, rows: jax.Array
     ) -> dict[tuple[str, int], Callable[[], Any]]:
-        """The compilations of an epoch's steps for a state, or for one of such shapes."""
+        """The compilations of an epoch's steps for a state, or for the shapes of a dense one."""
+        steps = self.steps.narrowed(state)
         arguments = (state, Totals.empty(), self._train_data, rows)
         jobs = {
             (_named("train", state), length): self._compilation(
-                functools.partial(self.steps.train, length=length), *arguments, donate=True
+                functools.partial(steps.train, length=length), *arguments, donate=True
             )
             for length in self.task.lengths
         }
         if self._scan and self.task.steps_per_epoch > 1:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
-            many = functools.partial(self.steps.train_many, count=self.task.steps_per_epoch - 1)
+            many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
             jobs[_named("rest", state), 0] = self._compilation(many, *arguments, donate=True)
         return jobs
 

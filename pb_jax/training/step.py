@@ -158,6 +158,13 @@ class Steps:
         opt_state, note = self._freezing.compacted(self._optimizer, state.opt_state, state.params)
         return state._replace(opt_state=opt_state), note
 
+    def narrowed(self, state: TrainState) -> "Steps":
+        """These functions for a compact state: they compute what its mask lets train."""
+        if not compact.is_compact(state.opt_state):
+            return self
+        task = self._task.with_channels(compact.trained_channels(state.opt_state))
+        return Steps(task, self._optimizer, self._freezing)
+
     def expanded(self, state: TrainState) -> TrainState:
         """The state with the optimizer's in its dense form. Not to be traced."""
         if not compact.is_compact(state.opt_state):

@@ -1,7 +1,7 @@
 """What is trained on what, and how it is judged: the part of training that knows about the data."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -100,6 +100,17 @@ class Task(abc.ABC):
         self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array, length: int
     ) -> EvalTotals:
         """Sums over a batch in evaluation mode; rows of -1 do not count."""
+
+    def with_channels(self, trained: Mapping[str, np.ndarray]) -> "Task":
+        """The same task for a mask that is known.
+
+        Args:
+            trained: for parameters of which a part trains, with two axes or more, the indices
+                along their last axis where something trains, int32, sorted. In the returned task's
+                `loss`, gradients of the others need not be right: nobody looks at them.
+        """
+        del trained
+        return self
 
     def judge(self, params: Arrays, model_state: Arrays) -> dict[str, float]:
         """What an epoch's record holds besides loss and accuracy: a value for each of `scores`."""
