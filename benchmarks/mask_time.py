@@ -7,12 +7,9 @@ leaves. "read" is a single pass over them, the sum of all magnitudes.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,9 @@ from flax import nnx
 
 import models
 import pb_jax
+from benchmarks.rows import write_rows
 
+COLUMNS = ("network", "weights", "leaves", "rule", "compile_s", "run_s")
 RULES: dict[str, pb_jax.Rule] = {
     "kde_otsu": pb_jax.kde_otsu(),
     "kde_otsu by leaf": pb_jax.kde_otsu(scope="leaf"),
@@ -81,15 +80,7 @@ def main() -> None:
             label = f"{name:12} {weights:11,} {len(grads):7} {rule:17}"
             print(f"{label} {compilation:9.1f} {run * 1e3:8.1f}", flush=True)
     if arguments.json:
-        device = jax.devices()[0]
-        header = {
-            "date": date.today().isoformat(),
-            "device": device.device_kind if device.platform != "cpu" else platform.machine(),
-            "platform": device.platform,
-            "jax": jax.__version__,
-            "columns": ["network", "weights", "leaves", "rule", "compile_s", "run_s"],
-        }
-        arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
+        write_rows(arguments.json, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Counted from the arrays, indices and packed mask included. The mask is random ov
 """
 
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from flax import nnx
 
 import models
 import pb_jax
+from benchmarks.rows import write_rows
 from pb_jax.training import optimizers
 
 FROZEN = (0.0, 0.5, 0.8, 0.95)
@@ -69,8 +68,7 @@ def main() -> None:
                 label = f"{network:12} {weights:11,} {name:14} {row[3]:7.1%}"
                 print(f"{label} {row[5] / 1e6:8.2f} {row[5] / row[4]:9.3f}", flush=True)
     if arguments.json:
-        header = {"date": date.today().isoformat(), "jax": jax.__version__, "columns": COLUMNS}
-        arguments.json.write_text(json.dumps({**header, "rows": rows}, indent=1) + "\n")
+        write_rows(arguments.json, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ take turns, so that what disturbs the machine disturbs all of them; medians are 
 
 import argparse
 import contextlib
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -31,6 +28,7 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 
+from benchmarks.rows import machine  # noqa: E402
 from pb_jax.errors import UserError  # noqa: E402
 from pb_jax.files import write_json  # noqa: E402
 from pb_jax.training.optimizers import amsgrad_torch  # noqa: E402
@@ -162,25 +160,6 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "pytorch_threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "torch": torch.__version__,
-        },
-    }
-
-
 def main() -> int:
     """Measure, print a table, write the JSON file."""
     parser = argparse.ArgumentParser(description="One training step: PyTorch, stock JAX, pb_jax.")
@@ -218,7 +197,12 @@ def main() -> int:
         # One network at a time keeps the machine quiet; results of the others stay.
         if arguments.json.exists():
             results = json.loads(arguments.json.read_text())["results"] | results
-        write_json(arguments.json, {"machine": machine(), "results": results})
+        depends = {
+            **machine(),
+            "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
+        }
+        write_json(arguments.json, {"machine": depends, "results": results})
     return 0
 
 
