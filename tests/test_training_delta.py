@@ -17,6 +17,13 @@ from pb_jax.errors import UserError
 from pb_jax.training import delta, read_model, stored
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.step import TrainState
+from tests.tiny_training import (
+    assert_same_run,
+    compile_cache,
+    saved_epochs,
+    tiny_fit,
+    tiny_freezing,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
@@ -386,3 +393,55 @@ def test_what_a_checkpoint_says_of_its_base(tmp_path):
     assert about["base"]["file"] == bases(tmp_path)[0].name
     assert about["base"]["file"].startswith(about["base"]["sha256"][:16])
     assert about["params"]["few"] == {"shape": [17], "dtype": "bfloat16"}
+
+
+# ----------------------------------------------------------------------------------------------
+# Whole runs.
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to; its mask is made in epoch 3."""
+    with compile_cache(tmp_path_factory.mktemp("xla")):
+        workdir = tmp_path_factory.mktemp("whole")
+        tiny_fit(workdir, 5, freezing=tiny_freezing(compact=True), keep=5)
+        yield workdir
+
+
+class Killed(BaseException):
+    pass
+
+
+def die(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize("step", ["write", "keep"])
+def test_killed_while_the_first_base_is_written(whole, tmp_path, monkeypatch, step):
+    options = {"freezing": tiny_freezing(compact=True), "keep": 5}
+    tiny_fit(tmp_path, 2, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(delta.Bases, step, die)
+        with pytest.raises(Killed):
+            tiny_fit(tmp_path, 5, **options)
+    assert saved_epochs(tmp_path) == [1, 2]
+    tiny_fit(tmp_path, 5, **options)
+    assert_same_run(tmp_path, whole, 5)
+    assert [base.name for base in bases(tmp_path / "checkpoints")] == [
+        base.name for base in bases(whole / "checkpoints")
+    ]
+
+
+def test_a_run_without_its_base_goes_back_to_full_training(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    [base] = bases(workdir / "checkpoints")
+    base.unlink()
+    options = {"freezing": tiny_freezing(compact=True), "keep": 5}
+    tiny_fit(workdir, 5, **options)
+    printed = (workdir / "printed.txt").read_text()
+    assert f"{base} is missing" in printed
+    assert "going on from the one before, of epoch 2" in printed
+    assert_same_run(workdir, whole, 5)
+    [again] = bases(workdir / "checkpoints")
+    assert again.name == base.name

@@ -45,7 +45,7 @@ class Checkpoints:
 
         logging.getLogger("absl").setLevel(logging.ERROR)
         policy = AnyPreservationPolicy(
-            [LatestN(keep), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+            [LatestN(keep), BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         )
         self._ocp = ocp
         self._warn, self._score = warn, score
@@ -54,7 +54,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                best_fn=_rank,  # without it orbax keeps no metrics for the policy
+                best_fn=rank,  # without it orbax keeps no metrics for the policy
                 preservation_policy=policy,
                 cleanup_tmp_directories=True,
             ),
@@ -222,8 +222,8 @@ def read_arrays(folder: Path, epoch: int) -> dict[str, np.ndarray]:
         raise UserError(f"{checkpoint} cannot be read: {_said(error)}") from error
 
 
-def _rank(metrics: Any) -> Any:
-    """Of two epochs with the same score, the earlier is the better."""
+def rank(metrics: Any) -> Any:
+    """By `score`; of two epochs with the same score, the earlier is the better."""
     return (metrics["score"], -metrics["epoch"])
 
 

@@ -23,6 +23,7 @@ from pb_jax.entries import Entries, locate, nothing_trains, pick
 from pb_jax.errors import UserError
 from pb_jax.files import replacing
 from pb_jax.training import stored
+from pb_jax.training.compact import is_compact
 from pb_jax.training.step import TrainState
 
 FOLDER = "base"
@@ -129,9 +130,7 @@ def safetensors() -> Any:
 
 def applies(state: Any) -> bool:
     """Whether a state can be saved as what trains and a base: whether its optimizer is compact."""
-    return isinstance(state, TrainState) and isinstance(
-        getattr(state.opt_state, "inner_state", None), pb_jax.CompactState
-    )
+    return isinstance(state, TrainState) and is_compact(state.opt_state)
 
 
 def split(state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[str, Any]]:
