@@ -47,8 +47,10 @@ epoch's batches: the paper's frozen ratio |
   | `region`, `bandwidth`, `grid`, `density`, `subrange_means`, `subrange_shares`, `num_total`, \
 `num_zero`, `num_nonfinite` | see `pb_jax.ThresholdEstimate` | of rules that estimate a density |
 
-- `checkpoints/EPOCH/` (orbax): the latest and the best. `tensorboard/`: the same numbers as
-  `metrics.jsonl`. `figures/`: drawn from these files by `pb_jax.reports`.
+- `checkpoints/EPOCH/` (orbax): the latest and the best; `checkpoints/base/`: the frozen weights of
+  those that hold what trains only. See `docs/checkpoints.md`, `python -m pb_jax.checkpoints`.
+- `tensorboard/`: the same numbers as `metrics.jsonl`. `figures/`: drawn from these files by
+  `pb_jax.reports`.
 
 Batch statistics are no parameters: they go on moving under a mask, as they do in the paper.
 """
