@@ -417,6 +417,7 @@ def die(*_):
     raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["write", "keep"])
 def test_killed_while_the_first_base_is_written(whole, tmp_path, monkeypatch, step):
     options = {"freezing": tiny_freezing(compact=True), "keep": 5}
