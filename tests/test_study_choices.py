@@ -112,3 +112,5 @@ def test_a_key_applies_where_it_changes_something():
     assert not applies("freeze.coverage", random)
     assert applies("freeze.bins", kde)
     assert not applies("freeze.bins", fixed), "it has its own"
+    assert applies("freeze.compact", random)
+    assert not applies("freeze.compact", none)

@@ -52,6 +52,8 @@ def test_resolved_configurations_hold_every_number():
         ("freeze.start_epoch", 0),
         ("freeze.refresh_epochs", 0),
         ("freeze.granularity", "row"),
+        ("freeze.compact", "auto"),
+        ("freeze.compact", 1),
         ("freeze.coverage", 1.5),
         ("freeze.bandwidth", "botev"),
         ("freeze.bandwidth", -1.0),
@@ -100,6 +102,14 @@ def test_leaves_are_not_compared_with_themselves():
     resolve({"freeze": {"granularity": "channel", "scope": "leaf"}})
     with pytest.raises(UserError, match="leaves nothing to choose within a leaf"):
         resolve({"freeze": {"granularity": "leaf", "scope": "leaf"}})
+
+
+def test_compact_state_is_for_frozen_updates():
+    assert resolve({})["freeze"]["compact"] is None
+    resolve({"freeze": {"mode": "updates", "compact": True}})
+    resolve({"freeze": {"mode": "gradients", "compact": False}})
+    with pytest.raises(UserError, match=r"freeze\.compact=True does not go with freeze\.mode="):
+        resolve({"freeze": {"mode": "gradients", "compact": True}})
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,11 @@ def run_together(
     learning_rate, optimizer = training.make_optimizer(configs[0], steps)
     if isinstance(learning_rate, Plateau):
         raise UserError("optimizer.patience is not for runs that train side by side")
+    if any(config["freeze"]["compact"] for config in configs):
+        raise UserError(
+            "freeze.compact=True is not for runs that train side by side: their optimizer state "
+            "stays dense, which freeze.compact=None allows"
+        )
     rules: dict[str, pb_jax.Rule] = {}
     members = []
     for run, config, task in zip(left, configs, tasks, strict=True):
