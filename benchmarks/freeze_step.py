@@ -1,0 +1,254 @@
+"""A training step by what is frozen: in full, under a dense mask, compact, whole channels; PyTorch.
+
+    python -m benchmarks.freeze_step [--models lenet5,captioner] [--frozen 0.8] [--json FILE]
+
+The steps are those that `train.py` compiles, on random data, in batches of 100 (captioner: 60
+captions of 16 words over features of 8 x 8 x 1280). The masks are random.
+
+    full              full training
+    dense             the mask on dense arrays: freeze.compact=false
+    compact           optimizer state for what trains only
+    channel           the same with whole output channels frozen: freeze.granularity=channel
+    PyTorch           eager, channels last, `Adam(amsgrad=True)`
+    PyTorch masked    the same with `grad *= mask`, as in the paper's appendix
+    PyTorch compiled  `torch.compile` of network and loss, where asked for by --torch-compile
+
+The steps take turns, so that what disturbs the machine disturbs all; medians. "step MB" is what the
+compiled step needs at once: arguments, results that are not written over them, and temporaries, as
+XLA plans it.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+
+models.reuse_host_memory()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+import pb_jax  # noqa: E402
+from benchmarks.rows import machine, write_rows  # noqa: E402
+from pb_jax.data import Dataset, Split, Vocabulary  # noqa: E402
+from pb_jax.training import (  # noqa: E402
+    Captioning,
+    Classification,
+    Freezing,
+    Pictures,
+    optimizers,
+)
+from pb_jax.training.step import Steps, Totals, strong  # noqa: E402
+from pb_jax.training.task import Task  # noqa: E402
+
+COLUMNS = ("network", "frozen", "way", "seconds", "of_full", "compile_s", "state_mb", "step_mb")
+NETWORKS = (*models.NAMES, "captioner")
+WAYS = ("full", "dense", "compact", "channel")
+BATCHES = 3
+
+
+def classifier(name: str) -> Task:
+    """A network on random images."""
+    rng = np.random.default_rng(0)
+    shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
+    size = 100 * BATCHES
+    images = rng.integers(0, 256, (size, *shape), np.uint8)
+    split = Split(images, rng.integers(0, 10, size).astype(np.int32))
+    channels = shape[-1]
+    names = tuple("0123456789")
+    data = Dataset("random", split, split, 10, names, (0.5,) * channels, (0.25,) * channels)
+    return Classification(models.create(name, rngs=nnx.Rngs(0)), data, 100)
+
+
+def captioner() -> Task:
+    """The captioner at the paper's sizes on random features and captions of one length."""
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(2500)]
+    count = 60 * BATCHES
+    captions = [(" ".join(rng.choice(words, 15)),) for _ in range(count)]
+    features = rng.normal(size=(count, 8, 8, 1280)).astype(np.float16)
+    pictures = Pictures([f"{i}.jpg" for i in range(count)], features, captions)
+    vocabulary = Vocabulary.build([" ".join(words)], min_count=1)
+    model = models.Captioner(len(vocabulary), channels=1280, rngs=nnx.Rngs(0))
+    return Captioning(model, pictures, pictures, pictures, vocabulary, 60)
+
+
+class Ours:
+    """One way to train, compiled, with its state."""
+
+    def __init__(self, name: str, way: str, frozen: float) -> None:
+        task = captioner() if name == "captioner" else classifier(name)
+        rate = 5e-4 if name == "captioner" else 1e-3
+        optimizer = optimizers.adjustable("adam" if name == "captioner" else "amsgrad_torch", rate)
+        rule = pb_jax.random(frozen)
+        freezing = Freezing(
+            pb_jax.by_group(rule, "channel") if way == "channel" else rule,
+            task.steps_per_epoch,
+            compact=way in ("compact", "channel"),
+        )
+        steps = Steps(task, optimizer, None if way == "full" else freezing)
+        state = strong(steps.initial(task.params, task.model_state))
+        if way != "full":
+            assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
+            select = jax.jit(freezing.select)
+            selection = select(state.opt_state, state.params, state.params)
+            state = state._replace(opt_state=state.opt_state._replace(mask=selection.mask))
+            state, _ = steps.compacted(state)
+            steps = steps.narrowed(state)
+        self._data = task.train_data()
+        order = task.order(0, 1)
+        self._rows = jnp.asarray(order.rows)
+
+        def train(state: Any, totals: Any, data: Any, rows: Any) -> Any:
+            return steps.train(state, totals, data, rows, length=order.lengths[0])
+
+        self._held: Any = state, Totals.empty()
+        start = time.perf_counter()
+        self._step = (
+            jax.jit(
+                train,
+                donate_argnums=0,
+                compiler_options=models.compiler_options(jax.default_backend()),
+            )
+            .lower(*self._held, self._data, self._rows)
+            .compile()
+        )
+        self.compile_s = time.perf_counter() - start
+        self.state_mb = megabytes(state.opt_state)
+        plan = self._step.memory_analysis()
+        self.step_mb = None
+        if plan is not None:
+            results = plan.output_size_in_bytes - plan.alias_size_in_bytes
+            total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
+            self.step_mb = (total - sum(a.nbytes for a in jax.tree.leaves(self._data))) / 1e6
+
+    def __call__(self) -> None:
+        """Make one step, and wait for it."""
+        self._held = jax.block_until_ready(self._step(*self._held, self._data, self._rows))
+
+
+def megabytes(tree: Any) -> float:
+    """Of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
+
+
+def pytorch(name: str, way: str, frozen: float) -> Callable[[], Any]:
+    """A step of PyTorch."""
+    import torch
+
+    from benchmarks.torch_models import NETWORKS as TORCH
+
+    torch.manual_seed(0)
+    network = TORCH[name]().to(memory_format=torch.channels_last).train()
+    shape = (100, 1, 28, 28) if name == "lenet5" else (100, 3, 32, 32)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (100,))
+    parameters = list(network.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, amsgrad=True)
+    masks = [(torch.rand_like(p) > frozen).float() for p in parameters]
+
+    def objective(x: Any, y: Any) -> Any:
+        return torch.nn.functional.cross_entropy(network(x), y)
+
+    compute = torch.compile(objective) if way == "PyTorch compiled" else objective
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = compute(x, y)
+        loss.backward()
+        if way == "PyTorch masked":
+            for parameter, mask in zip(parameters, masks, strict=True):
+                parameter.grad *= mask
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def medians(steps: dict[str, Callable[[], Any]], repeats: int, run: int) -> dict[str, float]:
+    """Seconds of a step of each way, in turns of `run` steps, of which the first does not count."""
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for step in steps.values():
+        step()
+    for _ in range(repeats):
+        for way, step in steps.items():
+            time.sleep(0.1)  # PyTorch's threads spin for a while after their last work
+            for i in range(run + 1):
+                start = time.perf_counter()
+                step()
+                if i:
+                    times[way].append(time.perf_counter() - start)
+    return {way: statistics.median(taken) for way, taken in times.items()}
+
+
+def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> list[tuple[Any, ...]]:
+    """The rows of a network at a frozen share."""
+    ours = {way: Ours(name, way, frozen) for way in WAYS}
+    steps: dict[str, Callable[[], Any]] = dict(ours)
+    if name in models.NAMES:
+        steps |= {way: pytorch(name, way, frozen) for way in torch_ways}
+    taken = medians(steps, repeats, 20 if name == "lenet5" else 1)
+    rows = []
+    for way, seconds in taken.items():
+        one = ours.get(way)
+        known = (None, None, None) if one is None else (one.compile_s, one.state_mb, one.step_mb)
+        rows.append((name, frozen, way, seconds, seconds / taken["full"], *known))
+    return rows
+
+
+def main() -> int:
+    """Measure, print a table, and write the numbers where asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(NETWORKS))
+    parser.add_argument("--frozen", default="0.8")
+    parser.add_argument("--repeats", type=int, default=5, help="turns (5)")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    names = arguments.models.split(",")
+    if unknown := [name for name in names if name not in NETWORKS]:
+        return _refuse(f"--models {','.join(unknown)}: choose of {', '.join(NETWORKS)}")
+    torch_ways = [] if arguments.no_torch else ["PyTorch", "PyTorch masked"]
+    if arguments.torch_compile:
+        torch_ways.append("PyTorch compiled")
+
+    rows: list[tuple[Any, ...]] = []
+    device = machine()
+    print(f"{device['device']}, jax {device['jax']}, {device['date']}")
+    print(
+        f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
+        f"{'compile s':>9} {'state MB':>9} {'step MB':>8}"
+    )
+    for name in names:
+        for frozen in arguments.frozen.split(","):
+            for row in measure(name, float(frozen), torch_ways, arguments.repeats):
+                rows.append(row)
+                cells = ["" if value is None else f"{value:.1f}" for value in row[5:]]
+                print(
+                    f"{row[0]:12} {row[1]:6.0%} {row[2]:16} {row[3] * 1e3:8.1f} {row[4]:8.2f} "
+                    f"{cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
+                    flush=True,
+                )
+            jax.clear_caches()
+    if arguments.json:
+        write_rows(arguments.json, COLUMNS, rows)
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
