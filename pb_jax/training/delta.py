@@ -72,7 +72,7 @@ class Bases:
         Raises:
             UserError: it is missing, cannot be read, or is another one.
         """
-        path, wanted = self.folder / base["file"], base["sha256"]
+        path, wanted = self.folder / Path(base["file"]).name, base["sha256"]  # no way out of it
         remedy = f"put back the file of fingerprint {wanted[:_SHOWN]}…, written beside it"
         if not path.exists():
             raise UserError(f"its base {path} is missing; {remedy}")
