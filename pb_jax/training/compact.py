@@ -125,8 +125,8 @@ def megabytes(count: int) -> str:
     """Bytes for people.
 
     Example:
-        >>> megabytes(240_486_264), megabytes(263_000), megabytes(12)
-        ('240.5 MB', '0.26 MB', '0.000012 MB')
+        >>> megabytes(240_486_264), megabytes(1_030_000), megabytes(263_000)
+        ('240.5 MB', '1.0 MB', '0.26 MB')
     """
     size = count / 1e6
-    return f"{size:,.1f} MB" if size >= 10 else f"{size:.2g} MB"
+    return f"{size:,.1f} MB" if size >= 1 else f"{size:.2g} MB"
