@@ -73,6 +73,11 @@ def frozen_weights(mask, tree):
     return sum(int((~m).sum()) for m in masks_of(mask, tree))
 
 
+def judged(rule, grads, params=None, key=None):
+    """What the rule selects: as one program, which is compiled in less time than many."""
+    return jax.jit(lambda *given: rule(*given[:2], key=given[2]))(grads, params, key)
+
+
 RULES = {
     "kde_otsu": pb_jax.kde_otsu(),
     "mean_threshold by leaf": pb_jax.mean_threshold(scope="leaf"),
@@ -85,8 +90,10 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("granularity", COARSE)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [*((name, "channel") for name in RULES), ("kde_otsu", "leaf"), ("random by leaf", "leaf")],
+)
 def test_groups_share_their_fate_and_the_structure_stays(name, granularity, tree):
     rule = pb_jax.by_group(RULES[name], granularity)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -112,9 +119,9 @@ def test_single_weights_are_the_rule_itself():
 @pytest.mark.parametrize("granularity", COARSE)
 def test_thresholds_are_compared_with_mean_magnitudes(granularity, tree):
     scores, _ = means(tree, granularity)
-    for t in (0.3, 0.6, 1.2):
+    for t in (0.3, 0.9):
         rule = pb_jax.by_group(pb_jax.fixed_threshold(t * 2, learning_rate=0.5), granularity)
-        assert fates(rule(tree).mask, tree, granularity).tolist() == (scores > t).tolist()
+        assert fates(judged(rule, tree).mask, tree, granularity).tolist() == (scores > t).tolist()
 
 
 def test_the_estimate_is_that_of_the_scores(tree):
@@ -123,9 +130,9 @@ def test_the_estimate_is_that_of_the_scores(tree):
         np.broadcast_to(np.abs(x).mean(tuple(range(x.ndim - 1))), x.shape).astype(np.float32)
         for x in floats(tree)
     ]
-    wanted = pb_jax.estimate_threshold(spread, learning_rate=1e-3)
+    wanted = jax.jit(lambda x: pb_jax.estimate_threshold(x, learning_rate=1e-3))(spread)
     rule = pb_jax.by_group(pb_jax.kde_otsu(learning_rate=1e-3), "channel")
-    selection = rule(tree)
+    selection = judged(rule, tree)
     assert int(selection.estimate.num_total) == sum(x.size for x in floats(tree))
     np.testing.assert_allclose(selection.threshold, wanted.threshold, rtol=1e-4)
     np.testing.assert_allclose(selection.estimate.region, wanted.region, rtol=1e-4)
@@ -135,8 +142,9 @@ def test_the_estimate_is_that_of_the_scores(tree):
     assert frozen.any()
 
 
-@pytest.mark.parametrize("granularity", COARSE)
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+@pytest.mark.parametrize(
+    ("granularity", "share"), [("channel", 0.0), ("channel", 0.3), ("leaf", 0.3)]
+)
 def test_quantile_freezes_up_to_the_end_of_a_group(granularity, share, tree):
     scores, sizes = means(tree, granularity)
     order = np.argsort(scores, kind="stable")
@@ -148,25 +156,24 @@ def test_quantile_freezes_up_to_the_end_of_a_group(granularity, share, tree):
         (pb_jax.weight_magnitude(share), tree),
     ):
         grads = tree if params is None else jax.tree.map(jnp.ones_like, tree)
-        mask = pb_jax.by_group(rule, granularity)(grads, params).mask
+        mask = judged(pb_jax.by_group(rule, granularity), grads, params).mask
         assert (~fates(mask, tree, granularity)).tolist() == wanted.tolist()
 
 
 def test_zeros_belong_to_the_mean_and_groups_of_zeros_are_frozen():
     kernel = jnp.array([[0.0, 0.0, 3.0], [4.0, 0.0, 3.0]])
     rule = pb_jax.by_group(pb_jax.fixed_threshold(2.0))
-    assert rule(kernel).mask.tolist() == [[False, False, True]] * 2
-    seen = pb_jax.by_group(pb_jax.kde_otsu())(kernel).estimate
+    assert judged(rule, kernel).mask.tolist() == [[False, False, True]] * 2
+    seen = judged(pb_jax.by_group(pb_jax.kde_otsu()), kernel).estimate
     assert int(seen.num_zero) == 2
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", ["quantile", "kde_otsu", "mean_threshold by leaf"])
-def test_a_group_that_is_not_finite_goes_on_training(bad, name):
+def test_a_group_that_is_not_finite_goes_on_training(name):
     kernel = jnp.asarray(np.random.default_rng(1).exponential(size=(6, 40)), jnp.float32)
-    kernel = kernel.at[2, 3].set(bad).at[:, 5].set(0.0)
-    mask = pb_jax.by_group(RULES[name])(kernel).mask
-    assert np.all(mask[:, 3])
+    kernel = kernel.at[2, 3].set(np.nan).at[1, 7].set(-np.inf).at[:, 5].set(0.0)
+    mask = judged(pb_jax.by_group(RULES[name]), kernel).mask
+    assert np.all(mask[:, jnp.array([3, 7])])
     assert not np.any(mask[:, 5])
 
 
@@ -247,9 +254,9 @@ def test_random_by_leaf_takes_its_share_of_each():
 def test_random_follows_its_key():
     grads = jnp.zeros((5, 1000))
     rule = pb_jax.by_group(pb_jax.random(0.5))
-    first = rule(grads, key=jax.random.key(0)).mask
-    assert np.all(first == rule(grads).mask), "without a key it is key 0"
-    agreement = np.mean(np.asarray(first == rule(grads, key=jax.random.key(1)).mask))
+    first = judged(rule, grads, key=jax.random.key(0)).mask
+    assert np.all(first == judged(rule, grads).mask), "without a key it is key 0"
+    agreement = np.mean(np.asarray(first == judged(rule, grads, key=jax.random.key(1)).mask))
     assert 0.4 < agreement < 0.6
 
 

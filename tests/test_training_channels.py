@@ -132,6 +132,7 @@ def run(workdir, epochs):
     return told
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_told_the_same_and_ends_with_the_same_bits(tmp_path):
     (once,) = run(tmp_path / "whole", 4)
     (first,) = run(tmp_path / "resumed", 3)
