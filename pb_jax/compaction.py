@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from pb_jax import elementwise
 from pb_jax.entries import Entries, locate, nothing_trains, on_host, pick, place
@@ -183,8 +184,9 @@ def compact_state(
         where = layout.where(path)
         if where is None:
             return dense[path]
-        # On the host: a program would be compiled for each shape.
-        return pick(np.asarray(dense[path]).reshape(*like.shape[:-1], -1), where)
+        # On the host, if values are known: a program would be compiled for each shape.
+        flat = dense[path] if isinstance(dense[path], Tracer) else np.asarray(dense[path])
+        return pick(flat.reshape(*like.shape[:-1], -1), where)
 
     inner_state = jax.tree_util.tree_map_with_path(take, layout.compact)
     return CompactState(packed, indices, inner_state)

@@ -234,7 +234,7 @@ def _is_packed(node: Any) -> bool:
     return isinstance(node, PackedLeaf)
 
 
-def pick(flat: Array, where: Array) -> Array:
+def pick(flat: Array | np.ndarray, where: Array) -> Array:
     """`gather` on the host where values are known, for use once.
 
     There every leaf has a length of its own, which XLA would compile for: `jnp.array`, too, does.
