@@ -243,7 +243,7 @@ def pick(flat: Array | np.ndarray, where: Array) -> Array:
     Array([1., 4.], dtype=float32)
     """
     if isinstance(flat, Tracer) or isinstance(where, Tracer):
-        return gather(flat, where)
+        return gather(jnp.asarray(flat), where)
     return jax.device_put(np.asarray(flat)[..., np.asarray(where)])
 
 
