@@ -124,6 +124,7 @@ def test_thresholds_are_compared_with_mean_magnitudes(granularity, tree):
         assert fates(judged(rule, tree).mask, tree, granularity).tolist() == (scores > t).tolist()
 
 
+@pytest.mark.slow
 def test_the_estimate_is_that_of_the_scores(tree):
     """Shares and thresholds count weights: each has the score of its group."""
     spread = [
@@ -251,6 +252,7 @@ def test_random_by_leaf_takes_its_share_of_each():
     assert counts == [18 * 5, 20 * 3, 4, 1]
 
 
+@pytest.mark.slow
 def test_random_follows_its_key():
     grads = jnp.zeros((5, 1000))
     rule = pb_jax.by_group(pb_jax.random(0.5))

@@ -34,7 +34,7 @@ CASES = {
     ("name", "dtype"),
     [
         ("3x3", jnp.float32),
-        ("strided", jnp.bfloat16),
+        pytest.param("strided", jnp.bfloat16, marks=pytest.mark.slow),
         ("dense", jnp.float32),
     ],
 )

@@ -196,6 +196,7 @@ def refreshed(tmp_path_factory):
     return workdir, fitted(workdir, 6, **STOPPED)
 
 
+@pytest.mark.slow
 def test_refreshed_and_stopped(refreshed):
     workdir, state = refreshed
     frozen = [line["frozen_fraction"] for line in lines(workdir)]
@@ -226,6 +227,7 @@ def test_resumed_without_another_mask(by_itself, tmp_path):
     assert not said(tmp_path), "there was nothing to compact"
 
 
+@pytest.mark.slow
 def test_under_scan(by_itself, tmp_path):
     freezing = tiny_freezing(compact=None)
     tiny_fit(tmp_path, 5, freezing=freezing, scan=True)
@@ -294,11 +296,10 @@ HEAD = chosen(lambda name: name.startswith("head"))
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.sgd(0.1, momentum=0.9),
-        optax.adamw(1e-2, weight_decay=0.1),
-        optimizers.create("amsgrad_torch", tiny_schedule()),
+        pytest.param(optax.sgd(0.1, momentum=0.9), id="sgd", marks=pytest.mark.slow),
+        pytest.param(optax.adamw(1e-2, weight_decay=0.1), id="adamw", marks=pytest.mark.slow),
+        pytest.param(optimizers.create("amsgrad_torch", tiny_schedule()), id="amsgrad_torch"),
     ],
-    ids=["sgd", "adamw", "amsgrad_torch"],
 )
 def test_the_updates_of_the_dense_step(optimizer):
     run = Trained(HALF, optimizer, compact=True)
