@@ -23,7 +23,6 @@ _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
 _FEW_CHANNELS = 8
-_FEW_FOR_XLA = 16
 _MANY_CHANNELS = 32
 _SOME_CHANNELS = 12
 
@@ -190,29 +189,13 @@ def _gradients(
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    if _one_product(x, kernel) or kernel.shape[2] <= _COLOURS:
-        return _by_patches(x, kernel, window)
-    return _in_pairs(x, kernel, window)
+    by_patches = _one_product(x, kernel) or kernel.shape[2] <= _COLOURS
+    return (_by_patches if by_patches else _stock)(x, kernel, window)
 
 
 def _one_product(x: jax.Array, kernel: jax.Array) -> bool:
     """Whether the convolution and both its gradients are best done as one matrix product."""
     return kernel.shape[:2] == (1, 1) or x.shape[1] * x.shape[2] <= _TINY_IMAGE
-
-
-def _in_pairs(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """XLA's convolution; with few channels that of a pair of neighbours, twice as wide.
-
-    XLA has a faster one, but takes it with more channels only.
-    """
-    height, width, inputs, features = kernel.shape
-    narrow = max(inputs, features) <= _FEW_FOR_XLA and window.strides == (1, 1)
-    results = x.shape[2] + sum(window.padding[1]) - width + 1
-    if not narrow or results % 2 or features <= _FEW_FOR_XLA // 2:
-        return _stock(x, kernel, window)
-    band = _band(kernel, 2).reshape(height, width + 1, inputs, 2 * features)
-    pairs = _stock(x, band, window._replace(strides=(1, 2)))
-    return pairs.reshape(*pairs.shape[:2], results, features)
 
 
 def _cpu_gradients(
@@ -221,23 +204,10 @@ def _cpu_gradients(
     x, cotangent = lax.optimization_barrier((x, cotangent))
     if _one_product(x, kernel):
         return _gradients(x, kernel, cotangent, _by_patches, window)
-    for_kernel = _kernel_gradient(x, kernel, cotangent, window)
-    if kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL or kernel.shape[2] <= _COLOURS:
-        back = jax.vjp(lambda x: _by_patches(x, kernel, window), x)[1]
-        return back(cotangent)[0], for_kernel
-    if window.strides != (1, 1):
-        return jax.vjp(lambda x: _stock(x, kernel, window), x)[1](cotangent)[0], for_kernel
-    # With strides of one the input's gradient is a convolution with the flipped kernel.
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    window = window._replace(padding=_around(kernel, window))
-    return _in_pairs(cotangent, flipped, window), for_kernel
-
-
-def _around(kernel: jax.Array, window: _Window) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding of a cotangent that convolves it back to the size of the images."""
-    (top, bottom), (left, right) = window.padding
-    down, across = kernel.shape[0] - 1, kernel.shape[1] - 1
-    return (down - top, down - bottom), (across - left, across - right)
+    large = kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL
+    forward = _by_patches if large or kernel.shape[2] <= _COLOURS else _stock
+    for_x = jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
+    return for_x, _kernel_gradient(x, kernel, cotangent, window)
 
 
 def _kernel_gradient(
@@ -259,7 +229,9 @@ def _kernel_gradient(
             for i in range(height)
         ]
         return jnp.stack(parts).reshape(kernel.shape)
-    rows = lax.optimization_barrier(_shifted(_padded(cotangent, _around(kernel, window)), width, 2))
+    (top, bottom), (left, right) = window.padding
+    around = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
+    rows = lax.optimization_barrier(_shifted(_padded(cotangent, around), width, 2))
     length = x.shape[1]
     parts = [
         _product("nhwi,nhwo->io", x, rows[:, i : i + length], window)
