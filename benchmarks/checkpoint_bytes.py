@@ -71,7 +71,7 @@ def measure(name: str) -> list[tuple[Any, ...]]:
     rows = []
     for frozen in FROZEN:
         freezing = Freezing(pb_jax.random(frozen), 1, compact=True)
-        mask = freezing.select(state.opt_state, state.params, state.params).mask
+        mask = jax.jit(freezing.select)(state.opt_state, state.params, state.params).mask
         opt_state, _ = freezing.compacted(
             optimizer, state.opt_state._replace(mask=mask), state.params
         )
