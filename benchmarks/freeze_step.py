@@ -49,7 +49,7 @@ from pb_jax.training.step import Steps, Totals, strong  # noqa: E402
 from pb_jax.training.task import Task  # noqa: E402
 
 COLUMNS = ("network", "frozen", "way", "seconds", "of_full", "compile_s", "state_mb", "step_mb")
-NETWORKS = (*models.NAMES, "captioner")
+TRAINED = (*models.NAMES, "captioner")
 WAYS = ("full", "dense", "compact", "channel")
 BATCHES = 3
 
@@ -143,33 +143,13 @@ def pytorch(name: str, way: str, frozen: float) -> Callable[[], Any]:
     """A step of PyTorch."""
     import torch
 
-    from benchmarks.torch_models import NETWORKS as TORCH
+    from benchmarks.step_time import NETWORKS, batch, torch_step
 
     torch.manual_seed(0)
-    network = TORCH[name]().to(memory_format=torch.channels_last).train()
-    shape = (100, 1, 28, 28) if name == "lenet5" else (100, 3, 32, 32)
-    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(0, 10, (100,))
-    parameters = list(network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, amsgrad=True)
-    masks = [(torch.rand_like(p) > frozen).float() for p in parameters]
-
-    def objective(x: Any, y: Any) -> Any:
-        return torch.nn.functional.cross_entropy(network(x), y)
-
-    compute = torch.compile(objective) if way == "PyTorch compiled" else objective
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = compute(x, y)
-        loss.backward()
-        if way == "PyTorch masked":
-            for parameter, mask in zip(parameters, masks, strict=True):
-                parameter.grad *= mask
-        optimizer.step()
-        return loss.item()
-
-    return step
+    share = frozen if way == "PyTorch masked" else None
+    return torch_step(
+        NETWORKS[name](), *batch(name, 100), frozen=share, compiled=way == "PyTorch compiled"
+    )
 
 
 def medians(steps: dict[str, Callable[[], Any]], repeats: int, run: int) -> dict[str, float]:
@@ -208,7 +188,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default=",".join(NETWORKS))
+    parser.add_argument("--models", default=",".join(TRAINED))
     parser.add_argument("--frozen", default="0.8")
     parser.add_argument("--repeats", type=int, default=5, help="turns (5)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
@@ -216,8 +196,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = arguments.models.split(",")
-    if unknown := [name for name in names if name not in NETWORKS]:
-        return _refuse(f"--models {','.join(unknown)}: choose of {', '.join(NETWORKS)}")
+    if unknown := [name for name in names if name not in TRAINED]:
+        return _refuse(f"--models {','.join(unknown)}: choose of {', '.join(TRAINED)}")
     torch_ways = [] if arguments.no_torch else ["PyTorch", "PyTorch masked"]
     if arguments.torch_compile:
         torch_ways.append("PyTorch compiled")

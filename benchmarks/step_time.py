@@ -53,18 +53,42 @@ def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, (np.arange(size) % 10).astype(np.int64)
 
 
-def torch_step(network: Any, images: np.ndarray, labels: np.ndarray) -> Step:
-    """The appendix's loop: `Adam(amsgrad=True)`, eager, channels last."""
+def torch_step(
+    network: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    frozen: float | None = None,
+    compiled: bool = False,
+) -> Step:
+    """The appendix's loop: `Adam(amsgrad=True)`, channels last.
+
+    Args:
+        network: a PyTorch module of images (N, C, H, W).
+        images: float32 (N, H, W, C).
+        labels: int64 (N,).
+        frozen: share of the gradients that random masks set to zero; None: no masks.
+        compiled: whether `torch.compile` compiles network and loss; else they run eagerly.
+    """
     network = network.to(memory_format=torch.channels_last).train()
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, amsgrad=True)
+    parameters = list(network.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, amsgrad=True)
+    masks = [] if frozen is None else [(torch.rand_like(p) > frozen).float() for p in parameters]
+
+    def objective(x: Any, y: Any) -> Any:
+        return torch.nn.functional.cross_entropy(network(x), y)
+
+    compute = torch.compile(objective) if compiled else objective
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(network(x), y)
+        loss = compute(x, y)
         loss.backward()
+        for parameter, mask in zip(parameters, masks, strict=False):
+            parameter.grad *= mask
         optimizer.step()
         return loss.item()
 

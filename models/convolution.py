@@ -22,9 +22,9 @@ _NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  #
 _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
-_FEW_CHANNELS = 8
-_MANY_CHANNELS = 32
-_SOME_CHANNELS = 12
+_FEW_CHANNELS = 8  # so few that neighbours are computed together
+_MANY_CHANNELS = 32  # of weight gradients that are products of rows, in or out
+_SOME_CHANNELS = 12  # the same, both in and out
 
 
 def compiler_options(platform: str) -> dict[str, str]:
