@@ -1,8 +1,8 @@
 r"""Compare rules over several seeds: how much does freezing cost, and against which controls?
 
 usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--workdir DIR]
-                       [--grid KEY=VALUE,...]... [--jobs N] [--together vmap|map|faster]
-                       [--config.KEY=VALUE ...]
+                       [--grid KEY=VALUE,...]... [--jobs N] [--share-start]
+                       [--together vmap|map|faster] [--config.KEY=VALUE ...]
 
   python study.py --config configs/digits_pb.py --rules none,kde_otsu,random --seeds 3
       full training, the paper's rule, and as many weights frozen at random
@@ -24,6 +24,8 @@ usage: python study.py --config configs/NAME.py --rules RULE,... [--seeds N] [--
                    nothing for a rule is not varied there
   --workdir DIR    where everything is written; default: runs/, the experiment's name and _study
   --jobs N         runs at a time, each on its own part of the cores; default: 1
+  --share-start    train the epochs before the masks once for each seed, in DIR/starts/; the runs
+                   go on from there, full training too
   --together HOW   train runs that differ in seed and mask as one program in this process, for
                    accelerators and classifiers: vmap (all at once), map (one after the other),
                    or whichever is faster in the first epoch
@@ -104,8 +106,9 @@ def _main(argv: Sequence[str]) -> int:
         else:
             executor = study.Executor(
                 folder,
-                lambda run, share: command(folder, whole, run, share),
+                lambda run, share, source: command(folder, whole, run, share, source),
                 lambda run: study.configuration(base, run)["epochs"],
+                starts=study.starts_of(base, plan) if options.share_start else None,
                 jobs=options.jobs,
                 stream=sys.stdout,
             )
@@ -134,6 +137,7 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--grid", action="append", default=[])
     parser.add_argument("--workdir")
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--share-start", action="store_true")
     parser.add_argument("--together", choices=("vmap", "map", "faster"))
     parser.add_argument("--most", type=int, default=9)
     try:
@@ -145,6 +149,8 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             "say which rules to compare, as in --rules none,kde_otsu,random; "
             "see python study.py --help"
         )
+    if options.share_start and options.together:
+        raise UserError("--share-start is for runs that are processes; leave --together out")
     for name in ("jobs", "most"):
         if getattr(options, name) < 1:
             value = getattr(options, name)
@@ -183,13 +189,16 @@ def together(
         )
 
 
-def command(folder: Path, study: Any, run: Any, share: float | None) -> list[str]:
+def command(
+    folder: Path, study: Any, run: Any, share: float | None, source: Path | None
+) -> list[str]:
     """The command line of a run: what makes the config file's configuration into the run's."""
     return [
         sys.executable,
         str(TRAIN),
         f"--config={study.config}",
         f"--workdir={folder / run.folder}",
+        *([] if source is None else [f"--start-from={source}"]),
         *flags(study.config, study.base, run, share),
     ]
 

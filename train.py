@@ -1,6 +1,7 @@
 """Train a network with partial backpropagation: first fully, then only the weights that matter.
 
-usage: python train.py --config configs/NAME.py [--workdir DIR] [--config.KEY=VALUE ...]
+usage: python train.py --config configs/NAME.py [--workdir DIR] [--start-from DIR]
+                       [--config.KEY=VALUE ...]
 
   python train.py --config configs/digits_pb.py
       the quickstart: small, real images that need no download
@@ -13,6 +14,7 @@ usage: python train.py --config configs/NAME.py [--workdir DIR] [--config.KEY=VA
 
   --config FILE    an experiment; those that come along are in configs/
   --workdir DIR    where everything is written; default: runs/ and the experiment's name
+  --start-from DIR take the epochs before the first mask from a run that differs in freeze.* only
   --debug          show the stack trace of an error
   --help           this text
 
@@ -52,12 +54,16 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
-def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Mapping[str, Any], workdir: str | Path, start_from: str | Path | None = None
+) -> dict[str, Any]:
     """Run an experiment, or go on with the one that `workdir` holds.
 
     Args:
         config: with the keys of `pb_jax.training.keys_of`; those that are missing are defaults.
         workdir: made where it is missing.
+        start_from: folder of a run that differs in what it freezes only; a new run takes its
+            epochs before any mask as its own.
 
     Returns:
         The content of `summary.json`.
@@ -77,6 +83,9 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
     captions = config["model"]["name"] == training.CAPTIONER
     check_names(config)
     workdir = Path(workdir)
+    if start_from is not None:
+        start_from = Path(start_from)
+        training.check_start(config, start_from)
     with training.exclusive(workdir):
         training.settle(config, workdir)
         if (summary := training.finished(workdir, config["epochs"])) is not None:
@@ -107,6 +116,7 @@ def train_and_evaluate(config: Mapping[str, Any], workdir: str | Path) -> dict[s
             epochs=config["epochs"],
             learning_rate=learning_rate,
             freezing=freezing,
+            start_from=start_from,
             seed=config["seed"],
             every_epochs=config["checkpoint"]["every_epochs"],
             keep=config["checkpoint"]["keep"],
@@ -240,6 +250,7 @@ class Command(NamedTuple):
 
     config: Any
     workdir: Path
+    start_from: Path | None = None
 
 
 class TerminatedError(BaseException):
@@ -265,6 +276,7 @@ def parse(argv: Sequence[str]) -> Command:
             training.check_known(argument.lstrip("-").partition("=")[0].removeprefix("config."))
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where to write", flag_values=values)
+    flags.DEFINE_string("start-from", None, "the run to go on from", flag_values=values)
     flags.DEFINE_boolean("debug", False, "show stack traces", flag_values=values)
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=list(argv))
     path = _config_file(argv)
@@ -278,7 +290,8 @@ def parse(argv: Sequence[str]) -> Command:
     if rest:
         raise UserError(f"{rest[0]!r} is no flag; see python train.py --help")
     workdir = values["workdir"].value or Path("runs") / path.stem
-    return Command(values["config"].value, Path(workdir))
+    source = values["start-from"].value
+    return Command(values["config"].value, Path(workdir), Path(source) if source else None)
 
 
 def _config_file(argv: Sequence[str]) -> Path:
@@ -336,7 +349,7 @@ def _main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         models.reuse_host_memory()
-        summary = train_and_evaluate(command.config, command.workdir)
+        summary = train_and_evaluate(*command)
     except UserError as error:
         if "--debug" in argv:
             traceback.print_exc()

@@ -38,8 +38,8 @@ def pretend(monkeypatch):
     """Let a small program stand for train.py; returns the commands that were meant for it."""
     commands = []
 
-    def command(folder, whole, run, share):
-        commands.append(real(folder, whole, run, share))
+    def command(folder, whole, run, share, source):
+        commands.append(real(folder, whole, run, share, source))
         return process(folder, run, share)
 
     real = study.command
@@ -94,11 +94,25 @@ def test_each_command_line_gives_the_runs_configuration(tmp_path, capsys, preten
     assert "--config.freeze.coverage=None" in pretend[0]
 
 
+def test_runs_that_share_their_start_are_told_where_it_is(tmp_path, capsys, pretend):
+    arguments = [f"--config={DIGITS}", "--seeds=1", f"--workdir={tmp_path}", "--config.epochs=4"]
+    rules = "--rules=none,kde_otsu,random:frozen=0.5,start_epoch=2"
+    assert run(capsys, *arguments, rules, "--share-start")[0] == 0
+    start = tmp_path / "starts/epochs=2/seed_0"
+    commands = {train.parse(line[1:]).workdir: train.parse(line[1:]) for line in pretend}
+    assert resolve(commands[start].config)["epochs"] == 2
+    assert resolve(commands[start].config)["freeze"]["rule"] == "none"
+    sources = {path.parent.name: command.start_from for path, command in commands.items()}
+    assert sources.pop("epochs=2") is None
+    alone = "random_frozen=0.5_start_epoch=2"
+    assert sources == {"none": start, "kde_otsu": start, alone: None}
+
+
 def test_a_failed_run_gives_status_1_and_a_table_of_the_rest(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         study,
         "command",
-        lambda folder, whole, run, share: process(
+        lambda folder, whole, run, share, source: process(
             folder, run, share, "fail" if run.rule == "kde_otsu" else ""
         ),
     )
@@ -122,6 +136,10 @@ def test_a_failed_run_gives_status_1_and_a_table_of_the_rest(tmp_path, capsys, m
         ([f"--config={DIGITS}", "--rules=none", "--config.epoch=1"], "did you mean 'epochs'"),
         ([f"--config={DIGITS}", "--rules=none", "--sedes=1"], "sedes"),
         (
+            [f"--config={DIGITS}", "--rules=none", "--share-start", "--together=map"],
+            "leave --together out",
+        ),
+        (
             [f"--config={DIGITS}", "--rules=none", "--grid=model.name=lenet5,lenet"],
             "unknown model.name 'lenet'; did you mean 'lenet5'",
         ),
@@ -138,7 +156,15 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path, capsys, arguments,
 def test_help_says_how(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for flag in ("--config", "--rules", "--seeds", "--grid", "--workdir", "--jobs"):
+    for flag in (
+        "--config",
+        "--rules",
+        "--seeds",
+        "--grid",
+        "--workdir",
+        "--jobs",
+        "--share-start",
+    ):
         assert f"\n  {flag} " in out
 
 
@@ -155,11 +181,12 @@ def test_a_real_study_stopped_and_resumed(tmp_path):
     """Stopped in the middle, then the same command: as if nothing had been."""
     arguments = [sys.executable, str(ROOT / "study.py"), f"--config={DIGITS}", "--seeds=1"]
     arguments += ["--rules=none,kde_otsu,random", f"--workdir={tmp_path}", "--config.epochs=4"]
+    arguments += ["--share-start"]
     arguments += ["--config.dataset.limit_train=200", "--config.dataset.limit_eval=100"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("1/3"):
+        if line.startswith("2/4"):
             break
     process.terminate()
     process.communicate(timeout=100)

@@ -5,22 +5,38 @@ import threading
 
 import pytest
 
-from pb_jax.study import Executor
+from pb_jax.study import Executor, starts_of
 from pb_jax.training import metrics
 from tests.synthetic_study import plan, process, write_run
 
 
-def execute(folder, runs, modes=None, jobs=1, epochs=3):
+def execute(folder, runs, modes=None, jobs=1, epochs=3, starts=None):
     """Run with the program that stands for train.py; returns failures, commands, output."""
     commands = []
 
-    def command(run, share):
+    def command(run, share, source):
+        if source is not None:
+            assert (source / "summary.json").exists()
+            write_lines(folder / run.folder, source)
         commands.append((run.folder, share))
-        return process(folder, run, share, (modes or {}).get(run.folder, ""), epochs)
+        of = run.settings.get("epochs", epochs)
+        return process(folder, run, share, (modes or {}).get(run.folder, ""), of)
 
     stream = io.StringIO()
-    executor = Executor(folder, command, lambda run: epochs, jobs=jobs, stream=stream)
+    executor = Executor(
+        folder,
+        command,
+        lambda run: run.settings.get("epochs", epochs),
+        starts=starts,
+        jobs=jobs,
+        stream=stream,
+    )
     return executor.run(runs), commands, stream.getvalue()
+
+
+def write_lines(workdir, source):
+    """What train.py takes from another run."""
+    (workdir / "metrics.jsonl").write_text((source / "metrics.jsonl").read_text())
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -115,3 +131,32 @@ def test_a_run_that_was_finished_elsewhere_gives_its_share(tmp_path):
     write_run(tmp_path / "runs/kde_otsu/seed_0", 0.9, 0.625, 0.1, epochs=3)
     _, commands, _ = execute(tmp_path, runs)
     assert commands == [("runs/random/seed_0", 0.625)]
+
+
+def test_runs_go_on_from_epochs_that_they_share(tmp_path):
+    runs = plan("none,kde_otsu,random", seeds=2)
+    starts = starts_of({}, runs)
+    failures, commands, output = execute(tmp_path, runs, starts=starts, jobs=2)
+    assert failures == []
+    folders = [folder for folder, _ in commands]
+    assert sorted(folders[:2]) == [f"starts/epochs=2/seed_{seed}" for seed in (0, 1)]
+    assert len(folders) == 8
+    assert "8/8" in output
+    for run in runs:
+        assert [r["epoch"] for r in metrics.read(tmp_path / run.folder / "metrics.jsonl")] == [
+            1, 2, 3,
+        ]  # fmt: skip
+    _, commands, output = execute(tmp_path, runs, starts=starts)
+    assert commands == []
+    assert "6 of 6 runs are finished already" in output
+
+
+def test_without_the_epochs_to_go_on_from_nothing_is_run(tmp_path):
+    runs = plan("none,kde_otsu", seeds=1)
+    starts = starts_of({}, runs)
+    failures, commands, _ = execute(
+        tmp_path, runs, {"starts/epochs=2/seed_0": "fail"}, starts=starts
+    )
+    assert [failure.run.folder for failure in failures[1:]] == [run.folder for run in runs]
+    assert "goes on from starts/epochs=2/seed_0" in failures[1].reason
+    assert len(commands) == 1

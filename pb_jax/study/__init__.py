@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pb_jax.study.choices import Choice, parse_grid, parse_rules, parse_value
 from pb_jax.study.execution import Executor, Failure
-from pb_jax.study.plan import Run, base_of, configuration, make_plan
+from pb_jax.study.plan import Run, base_of, configuration, make_plan, starts_of
 from pb_jax.study.record import Study, read, settle
 from pb_jax.study.results import Cell, Result, cells_of, read_result
 from pb_jax.study.together import groups_of, run_together
@@ -44,6 +44,7 @@ __all__ = [
     "read_result",
     "run_together",
     "settle",
+    "starts_of",
     "write_report",
 ]
 

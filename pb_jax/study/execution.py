@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -20,8 +20,8 @@ _POLL = 0.1  # seconds between two looks at the processes
 _LOOK = 2.0  # seconds between two looks at how far they are
 _GRACE = 60.0  # seconds that a process has to end when it is asked to
 
-Command = Callable[[Run, float | None], list[str]]
-"""The command line of a run, given the share that another has frozen."""
+Command = Callable[[Run, float | None, Path | None], list[str]]
+"""The command line of a run, given the share that another has frozen, and where it starts from."""
 
 
 class Failure(NamedTuple):
@@ -34,12 +34,14 @@ class Failure(NamedTuple):
 class Executor:
     """Runs what is not finished yet.
 
-    Runs that take another's frozen share wait for it. A failed run does not stop the others.
+    Runs that take another's frozen share, or go on from its epochs, wait for it. A failed run does
+    not stop the others.
 
     Args:
         folder: of the study.
         command: of a run.
         epochs: how many a run is to have.
+        starts: by the folder of a run, the one whose epochs it goes on from.
         jobs: processes at a time; they share the cores, each has its own.
         stream: where progress goes.
     """
@@ -50,17 +52,19 @@ class Executor:
         command: Command,
         epochs: Callable[[Run], int],
         *,
+        starts: Mapping[str, Run] | None = None,
         jobs: int = 1,
         stream: TextIO,
     ) -> None:
         self._folder, self._command, self._epochs = folder, command, epochs
+        self._starts = starts or {}
         self._jobs = jobs
         self._progress = Progress(stream, 1, 1, 1)
         self._runs: dict[str, Run] = {}
         self._began: dict[str, int] = {}
 
     def run(self, runs: Sequence[Run]) -> list[Failure]:
-        """Run them all; returns those that failed.
+        """Run them all, and those that they start from; returns those that failed.
 
         Raises:
             KeyboardInterrupt: and whatever else came, after the processes have ended.
@@ -70,6 +74,9 @@ class Executor:
         total = len(runs)
         if len(waiting) < total:
             self._progress.say(f"{total - len(waiting)} of {total} runs are finished already")
+        starts = {start.folder: start for run in waiting if (start := self._start_of(run))}
+        starts = [start for start in starts.values() if not self._finished(start)]
+        waiting, total = starts + waiting, total + len(starts)
         failures: list[Failure] = []
         running: dict[int, tuple[Run, subprocess.Popen[bytes]]] = {}
         shown = 0.0
@@ -107,25 +114,35 @@ class Executor:
         failed = {failure.run.folder for failure in failures}
         busy = {run.folder for run in (*waiting, *running)}
         for run in list(waiting):
-            if run.share_of in failed:
+            needed = {} if run.share_of is None else {run.share_of: "takes the frozen share of"}
+            if start := self._start_of(run):
+                needed[start.folder] = "goes on from"
+            if lacking := sorted(failed & needed.keys()):
                 waiting.remove(run)
-                failures.append(Failure(run, f"it takes the frozen share of {run.share_of}"))
-                self._progress.say(f"not run: {run.title}, as it needs {run.share_of}")
+                failures.append(Failure(run, f"it {needed[lacking[0]]} {lacking[0]}"))
+                self._progress.say(f"not run: {run.title}, as it needs {lacking[0]}")
                 failed.add(run.folder)
-            elif run.share_of not in busy:
+            elif not busy & needed.keys():
                 waiting.remove(run)
                 return run
         return None
 
+    def _start_of(self, run: Run) -> Run | None:
+        """The run that it goes on from; None where it has epochs of its own already."""
+        done = _epochs_done(self._folder / run.folder)
+        return None if done else self._starts.get(run.folder)
+
     def _start(self, run: Run, slot: int) -> subprocess.Popen[bytes]:
         share = None
         if run.share_of is not None:
-            source = read_result(self._folder, self._runs[run.share_of])
-            share = float(source.summary["frozen_fraction"])
+            other = read_result(self._folder, self._runs[run.share_of])
+            share = float(other.summary["frozen_fraction"])
         workdir = self._folder / run.folder
         workdir.mkdir(parents=True, exist_ok=True)
         self._began[run.folder] = _epochs_done(workdir)
-        command = self._command(run, share)
+        start = self._start_of(run)
+        source = None if start is None else self._folder / start.folder
+        command = self._command(run, share, source)
         with (workdir / LOG).open("ab") as log, _cores(slot, self._jobs):
             return subprocess.Popen(  # noqa: S603 - the study's own command
                 command,

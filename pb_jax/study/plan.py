@@ -115,6 +115,53 @@ def make_plan(
     return tuple(order)
 
 
+def starts_of(base: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs of full training that several others can go on from, up to their first masks.
+
+    Args:
+        base: from `base_of`.
+        runs: of the plan.
+
+    Returns:
+        By the folder of a run, the one that trains its first epochs. A run that shares them with
+        no other is not in it.
+
+    Example:
+        >>> from pb_jax.study import parse_rules
+        >>> runs = make_plan({}, parse_rules("none,kde_otsu,random"), seeds=1)
+        >>> start = starts_of(base_of({}), runs)["runs/random/seed_0"]
+        >>> start.folder, start.settings["epochs"]
+        ('starts/epochs=2/seed_0', 2)
+    """
+    groups: dict[str, list[tuple[Run, dict[str, Any], int]]] = {}
+    for run in runs:
+        config = configuration(base, run)
+        full = min(config["freeze"]["start_epoch"] - 1, config["epochs"])
+        own = {k: v for k, v in run.settings.items() if not k.startswith("freeze.")}
+        groups.setdefault(repr(sorted(own.items())), []).append(
+            (run, own, 0 if run.rule == "none" else full)
+        )
+    starts = {}
+    for members in groups.values():
+        # Full training can go on from any; it takes the longest.
+        longest = max(full for _, _, full in members)
+        wanted = [(run, own, full or longest) for run, own, full in members if run.rule == "none"]
+        wanted += [(run, own, full) for run, own, full in members if run.rule != "none"]
+        for run, own, full in wanted:
+            if full > 0 and sum(other == full for _, _, other in wanted) > 1:
+                point = {k: v for k, v in run.point.items() if not k.startswith("freeze.")}
+                starts[run.folder] = _start(run.seed, point, own, full)
+    return starts
+
+
+def _start(seed: int, point: Mapping[str, Any], own: Mapping[str, Any], epochs: int) -> Run:
+    named = {**point, "epochs": epochs}
+    parts = [f"{key.rpartition('.')[2]}={value}" for key, value in named.items()]
+    folder = "/".join(["starts", *map(_safe, parts), f"seed_{seed}"])
+    settings = {**own, "freeze.rule": "none", "epochs": epochs}
+    return Run(folder, "first epochs", "none", named, seed, settings)
+
+
 def base_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What all runs share: the flat configuration without what belongs to single rules."""
     flat = flatten(config)

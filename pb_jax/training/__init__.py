@@ -56,6 +56,7 @@ Batch statistics are no parameters: they go on moving under a mask, as they do i
 """
 
 from pb_jax.training import metrics, optimizers
+from pb_jax.training.branch import check as check_start
 from pb_jax.training.captioning import VOCABULARY, Captioning, Pictures, Search, best_captions
 from pb_jax.training.checkpoints import read_model
 from pb_jax.training.classification import Classification
@@ -91,6 +92,7 @@ __all__ = [
     "Task",
     "best_captions",
     "check_known",
+    "check_start",
     "default_config",
     "describe_keys",
     "exclusive",

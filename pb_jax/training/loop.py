@@ -13,7 +13,7 @@ import optax
 
 from pb_jax.errors import UserError
 from pb_jax.files import finite
-from pb_jax.training import mask_report, metrics
+from pb_jax.training import branch, mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints, read_model
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.modules import Arrays
@@ -36,6 +36,7 @@ def fit(
     epochs: int,
     learning_rate: optax.Schedule | Plateau,
     freezing: Freezing | None = None,
+    start_from: Path | None = None,
     seed: int = 0,
     every_epochs: int = 1,
     keep: int = 2,
@@ -56,6 +57,7 @@ def fit(
         learning_rate: the schedule that the optimizer follows, to be reported; or a `Plateau`,
             which sets the optimizer's hyperparameter `learning_rate` (`optax.inject_hyperparams`).
         freezing: what is frozen and when; None: full training.
+        start_from: folder of a run whose epochs before any mask a new run takes as its own.
         seed: of the order of the batches.
         every_epochs: how often to save the latest checkpoint; the best is saved at once.
         keep: latest checkpoints to keep.
@@ -80,6 +82,13 @@ def fit(
         steps = Steps(task, optimizer, freezing)
         state = strong(steps.initial(task.params, task.model_state))
         records, state = _resume(workdir, checkpoints, state, progress, epochs)
+        if start_from is not None and not records:
+            before = epochs + 1 if freezing is None else min(freezing.start_epoch, epochs + 1)
+            state, records = branch.read(start_from, state, before)
+            for record in records:
+                metrics.append(workdir / "metrics.jsonl", record)
+            checkpoints.save(state, records[-1])
+            progress.say(f"going on from epoch {len(records)} of {start_from}")
         if len(records) < epochs and not _over(records, learning_rate, task):
             runner = Runner(
                 task,

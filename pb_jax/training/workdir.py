@@ -60,24 +60,35 @@ def settle(config: Mapping[str, Any], workdir: Path) -> None:
     path = workdir / "config.json"
     if path.exists() and metrics.read(workdir / "metrics.jsonl"):
         try:
-            before = flatten(json.loads(path.read_text(encoding="utf-8")))
+            before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); choose another --workdir") from error
-        now = flatten(json.loads(json.dumps(config)))
-        changed = sorted(
-            name
-            for name in before.keys() | now.keys()
-            if name not in RESUMABLE and before.get(name) != now.get(name)
-        )
-        if changed:
-            listed = "\n".join(
-                f"  {name}: {before.get(name)!r} there, {now.get(name)!r} here" for name in changed
-            )
+        if changed := differences(before, config):
+            listed = "\n".join(f"  {line}" for line in changed)
             raise UserError(
                 f"{workdir} holds a run with another configuration:\n{listed}\n"
                 "Give the same configuration to resume it, or another --workdir to start anew."
             )
     write_json(path, config)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The keys that are not in `RESUMABLE` and differ, in order, each with both values.
+
+    Args:
+        there: content of a `config.json`.
+        here: a resolved configuration.
+
+    Example:
+        >>> differences({"seed": 0, "epochs": 5}, {"seed": 1, "epochs": 9})
+        ['seed: 0 there, 1 here']
+    """
+    before, now = flatten(there), flatten(json.loads(json.dumps(here)))
+    return [
+        f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
+        for name in sorted(before.keys() | now.keys())
+        if name not in RESUMABLE and before.get(name) != now.get(name)
+    ]
 
 
 def finished(workdir: Path, epochs: int) -> dict[str, Any] | None:
