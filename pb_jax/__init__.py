@@ -13,6 +13,7 @@ from pb_jax.compaction import (
     CompactState,
     apply_compact,
     compact,
+    compact_gradients,
     compact_state,
     expand_state,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "apply_compact",
     "by_group",
     "compact",
+    "compact_gradients",
     "compact_state",
     "estimate_threshold",
     "expand_state",

@@ -141,6 +141,49 @@ def apply_compact(
     return entries.add(params, taken), state._replace(inner_state=inner_state)
 
 
+def compact_gradients(grads: Any, state: CompactState) -> Any:
+    """The gradients of what trains under `compact`: all that devices have to exchange.
+
+    In data-parallel training each device takes them of its own part of the batch, inside
+    `jax.shard_map`, before they are summed. With 80 % frozen that moves a fifth of the bytes; the
+    updates are the same but for the rounding of a sum in another order.
+
+    Args:
+        grads: see `compact`.
+        state: of `compact(inner, mask)`.
+
+    Returns:
+        A pytree like the gradients: the trainable entries on one axis where a part of a leaf
+        trains, whole leaves as they are, `optax.MaskedNode()` for those that are frozen as a whole.
+        `apply_compact` and `compact(inner, mask).update` take it in place of the gradients.
+
+    Raises:
+        ValueError: the gradients do not fit the state's mask.
+
+    Example:
+        The parameters have to be made varying, or else JAX sums their whole gradients by itself.
+
+        >>> import jax, jax.numpy as jnp, numpy as np, optax, pb_jax
+        >>> from jax.sharding import Mesh, PartitionSpec as P
+        >>> params, inner = jnp.ones(5), optax.sgd(0.1)
+        >>> state = pb_jax.compact(inner, jnp.array([0, 1, 0, 0, 0], bool)).init(params)
+        >>> def gradients(params, state, batch):
+        ...     own = jax.lax.pcast(params, "data", to="varying")
+        ...     grads = jax.grad(lambda p: jnp.mean(batch @ p))(own)  # of this device's examples
+        ...     return jax.lax.pmean(pb_jax.compact_gradients(grads, state), "data")
+        >>> mesh = Mesh(np.array(jax.devices()), "data")
+        >>> over_devices = jax.shard_map(
+        ...     gradients, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=P()
+        ... )
+        >>> batch = jnp.ones((8 * len(jax.devices()), 5))
+        >>> grads = jax.jit(over_devices)(params, state, batch)
+        >>> grads.shape
+        (1,)
+        >>> params, state = pb_jax.apply_compact(inner, grads, state, params)
+    """
+    return Entries(state.mask, state.indices).take("grads", grads, taken=True)
+
+
 def compact_state(
     inner: optax.GradientTransformation, state: Any, mask: Any, params: Any, *, check: bool = True
 ) -> CompactState:

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
+
+# Several devices for the tests of sharding; all else runs on the first of them, as on the only one.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 def _folder(variable: str) -> Path:
