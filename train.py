@@ -19,9 +19,10 @@ usage: python train.py --config configs/NAME.py [--workdir DIR] [--start-from DI
   --help           this text
 
 The same command again resumes a run that was stopped, and gives the same result as if it had not
-been; a finished run may be given more epochs. Each epoch is judged on the test split, which the
-paper calls validation ("val"); of captioners on their validation split, and the best epoch on the
-test split once, at the end. DIR holds at the end:
+been; a finished run may be given more epochs. Ctrl-C and SIGTERM save the state at the step (on
+accelerators: of the epoch) and end; a second one ends at once. Each epoch is judged on the test
+split, which the paper calls validation ("val"); of captioners on their validation split, and the
+best epoch on the test split once, at the end. DIR holds at the end:
 
   config.json      the whole configuration, every default filled in
   metrics.jsonl    a line for each epoch
@@ -33,6 +34,7 @@ test split once, at the end. DIR holds at the end:
   vocabulary.json, test_captions.json   of captioners
 """
 
+import os
 import re
 import shlex
 import signal
@@ -324,7 +326,7 @@ def main(argv: Sequence[str]) -> int:
     """The program; returns its exit status.
 
     0: done; 1: the loss diverged; 2: something the user can mend; 130, 143: stopped by Ctrl-C or
-    SIGTERM.
+    SIGTERM, and saved at the step if it was training.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -370,4 +372,9 @@ def describe_files(workdir: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    if status in (130, 143):  # Python would wait for what XLA still compiles
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

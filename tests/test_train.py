@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import train
-from pb_jax.training import metrics
+from pb_jax.training import metrics, stored
 from tests.tiny_training import compile_cache, lines, saved_epochs
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +217,7 @@ def test_stopped_by_a_signal(tmp_path, number, status):
     assert process.returncode == status
     assert "stopped; this resumes it:\n  python train.py --config" in error
     assert "Traceback" not in error
-    assert saved_epochs(tmp_path)
+    assert stored.epochs(tmp_path / "checkpoints" / "interrupted")
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ from pb_jax.training.factory import make_freezing, make_optimizer, make_rule
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.loop import DivergedError, fit
 from pb_jax.training.plateau import Plateau
+from pb_jax.training.stopping import StoppedError
 from pb_jax.training.task import Task
 from pb_jax.training.workdir import exclusive, finished, settle
 
@@ -89,6 +90,7 @@ __all__ = [
     "Pictures",
     "Plateau",
     "Search",
+    "StoppedError",
     "Task",
     "best_captions",
     "check_known",

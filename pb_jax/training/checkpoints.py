@@ -31,6 +31,7 @@ class Checkpoints:
         score: the record's key by which the best is chosen; more is better.
         keep: how many of the latest to keep, besides the best.
         warn: called with a message where a damaged checkpoint is passed over.
+        key: the record's key by which they are called and ordered.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Checkpoints:
         score: str = "val_accuracy",
         keep: int = 2,
         warn: Callable[[str], None] = print,
+        key: str = "epoch",
     ) -> None:
         import orbax.checkpoint as ocp  # a second or two, so not at the top
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -48,7 +50,7 @@ class Checkpoints:
             [LatestN(keep), BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         )
         self._ocp = ocp
-        self._warn, self._score = warn, score
+        self._warn, self._score, self._key = warn, score, key
         self.folder = folder.resolve()
         self._bases = delta.Bases(self.folder)
         self._manager = ocp.CheckpointManager(
@@ -84,7 +86,7 @@ class Checkpoints:
             self._remove_bases()
         items[stored.STATE] = save.StandardSave(stored.flat(state))  # pyright: ignore[reportCallIssue]
         self._manager.save(
-            record["epoch"],
+            record[self._key],
             args=save.Composite(**items),
             metrics={"score": record[self._score], "epoch": record["epoch"]},
         )
@@ -106,11 +108,12 @@ class Checkpoints:
             except Exception as error:  # orbax and tensorstore raise many kinds
                 failures.append(f"  {self.folder / str(epoch)}: {_said(error)}")
                 continue
-            for failed in [e for e in self.epochs() if e > epoch]:
-                self._set_aside(failed)
             if failures:
+                for failed in [e for e in self.epochs() if e > epoch]:
+                    set_aside(self.folder / str(failed), self.folder)
+                self._manager.reload()
                 self._warn("WARNING: damaged checkpoint, set aside:\n" + "\n".join(failures))
-                self._warn(f"WARNING: going on from the one before, of epoch {epoch}")
+                self._warn(f"WARNING: going on from the one before, of {self._key} {epoch}")
             return restored
         if failures:
             raise UserError(
@@ -159,14 +162,19 @@ class Checkpoints:
             return
         self._bases.keep(named.union(needed))
 
-    def _set_aside(self, epoch: int) -> None:
-        """Move a damaged checkpoint out of the way of the one that takes its place."""
-        damaged = self.folder.with_name(f"{self.folder.name}_damaged")
-        damaged.mkdir(exist_ok=True)
-        target = damaged / str(epoch)
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.move(self.folder / str(epoch), target)
-        self._manager.reload()
+
+def set_aside(damaged: Path, checkpoints: Path) -> None:
+    """Move what is damaged out of the way of what will take its place.
+
+    Args:
+        damaged: one checkpoint, or a folder of them.
+        checkpoints: a run's folder of them; the target is beside it.
+    """
+    folder = checkpoints.with_name(f"{checkpoints.name}_damaged")
+    folder.mkdir(exist_ok=True)
+    target = folder / damaged.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.move(damaged, target)
 
 
 def read_model(

@@ -42,6 +42,7 @@ from pb_jax.training.step import (
     strong,
     threshold_of,
 )
+from pb_jax.training.stopping import StoppedError, Stopping
 from pb_jax.training.task import EvalTotals, Task
 
 SIDE_BY_SIDE = ("vmap", "map", "faster")
@@ -95,6 +96,8 @@ def fit_together(
     A run whose loss is no longer finite goes on, to no purpose, beside the others, and its summary
     says so with a `final_val_accuracy` of what it still gets right.
 
+    Ctrl-C and SIGTERM, while they train: the epoch is finished and saved first; see `fit`.
+
     Args:
         task: what is trained on what; its own initial arrays are not used.
         members: the runs, with models and optimizers of the same structure.
@@ -144,20 +147,25 @@ def fit_together(
                 write_json(folder / _CHOICE, seconds)
                 listed = ", ".join(f"{way} {spent:.2f} s" for way, spent in seconds.items())
                 progress.say(f"an epoch by {listed}")
-        while done < epochs:
-            done += 1
-            rate = learning_rate(done * task.steps_per_epoch - 1)
-            state, lines = ensemble.epoch(state, done, rate)
-            for member, lines_before, line in zip(members, records, lines, strict=True):
-                lines_before.append(line)
-                metrics.append(member.workdir / "metrics.jsonl", line)
-            progress.say(_line(done, epochs, lines))
-            last = done == epochs or enough(len(lines) * lines[0]["seconds"])
-            if last or done % every_epochs == 0:
-                mean = float(np.mean([line["val_accuracy"] for line in lines]))
-                checkpoints.save(state, {"epoch": done, task.score: mean})
-            if last and done < epochs:
-                return None
+        with Stopping() as stopping:
+            while done < epochs:
+                done += 1
+                rate = learning_rate(done * task.steps_per_epoch - 1)
+                state, lines = ensemble.epoch(state, done, rate)
+                for member, lines_before, line in zip(members, records, lines, strict=True):
+                    lines_before.append(line)
+                    metrics.append(member.workdir / "metrics.jsonl", line)
+                progress.say(_line(done, epochs, lines))
+                full = enough(len(lines) * lines[0]["seconds"])
+                last = done == epochs or full or stopping.asked
+                if last or done % every_epochs == 0:
+                    mean = float(np.mean([line["val_accuracy"] for line in lines]))
+                    checkpoints.save(state, {"epoch": done, task.score: mean})
+                if stopping.asked:
+                    checkpoints.wait()
+                    raise StoppedError(f"stopped after epoch {done}; the same again goes on")
+                if last and done < epochs:
+                    return None
         checkpoints.wait()
         return [
             _finish(member, lines, task.score, ensemble.weights, epochs)

@@ -16,11 +16,13 @@ from pb_jax.files import finite
 from pb_jax.training import branch, mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints, read_model
 from pb_jax.training.freezing import Freezing
+from pb_jax.training.interrupted import Interrupted, Part
 from pb_jax.training.modules import Arrays
 from pb_jax.training.plateau import Plateau
 from pb_jax.training.progress import Progress
 from pb_jax.training.runner import NotFiniteError, Runner, check_finite, means
 from pb_jax.training.step import Steps, Totals, TrainState, strong, threshold_of
+from pb_jax.training.stopping import StoppedError, Stopping
 from pb_jax.training.task import Task
 
 
@@ -49,6 +51,10 @@ def fit(
     Everything that a run writes is described in `pb_jax.training`. A run that was killed and
     resumed ends with the same bits as one that was not.
 
+    Ctrl-C and SIGTERM, while it trains: the step is finished, the state is saved, and then the
+    signal has the effect that the caller has provided for, such as a KeyboardInterrupt. The next
+    call goes on inside the epoch. See `pb_jax.training.stopping`.
+
     Args:
         task: what is trained on what; its arrays are consumed.
         optimizer: of full training; `freezing` is put around it here.
@@ -70,6 +76,7 @@ def fit(
 
     Raises:
         DivergedError: a loss was not finite.
+        StoppedError: it was stopped by a signal whose handler returned.
         UserError: no readable checkpoint, or `freezing.compact` is True and the optimizer is not
             element-wise.
     """
@@ -77,17 +84,19 @@ def fit(
         freezing.check_optimizer(optimizer, task.params)
     progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
     checkpoints = Checkpoints(workdir / "checkpoints", task.score, keep, warn=progress.say)
+    interrupted = Interrupted(checkpoints.folder, warn=progress.say)
     try:
         sizes = {name: leaf.size for name, leaf in task.params.items()}
         steps = Steps(task, optimizer, freezing)
         state = strong(steps.initial(task.params, task.model_state))
-        records, state = _resume(workdir, checkpoints, state, progress, epochs)
-        if start_from is not None and not records:
+        records, state, part = _resume(workdir, checkpoints, interrupted, state, progress, epochs)
+        if start_from is not None and not int(state.step):
             before = epochs + 1 if freezing is None else min(freezing.start_epoch, epochs + 1)
             state, records = branch.read(start_from, state, before)
             for record in records:
                 metrics.append(workdir / "metrics.jsonl", record)
             checkpoints.save(state, records[-1])
+            part = Part.none(len(records) + 1)
             progress.say(f"going on from epoch {len(records)} of {start_from}")
         if len(records) < epochs and not _over(records, learning_rate, task):
             runner = Runner(
@@ -98,20 +107,39 @@ def fit(
                 compiler_options=compiler_options,
                 progress=progress,
             )
-            runner.compile(state, freezing, range(len(records) + 1, epochs + 1))
+            # An epoch that has begun has its mask, if it makes one.
+            first = part.epoch + bool(part.totals.steps)
+            runner.compile(state, freezing, range(first, epochs + 1))
             board = metrics.TensorBoard(workdir / "tensorboard", len(records))
             try:
-                while len(records) < epochs and not _over(records, learning_rate, task):
-                    state, record = _epoch(
-                        runner, state, records, freezing, learning_rate, workdir, sizes
-                    )
-                    records.append(record)
-                    metrics.append(workdir / "metrics.jsonl", record)
-                    board.write(record)
-                    progress.end(record)
-                    last = len(records) == epochs or _over(records, learning_rate, task)
-                    if last or _worth_saving(records, task.score, every_epochs):
-                        checkpoints.save(state, record)
+                with Stopping() as stopping:
+                    while len(records) < epochs and not _over(records, learning_rate, task):
+                        state, part, record = _epoch(
+                            runner,
+                            state,
+                            part,
+                            records,
+                            freezing,
+                            learning_rate,
+                            workdir,
+                            sizes,
+                            stopping,
+                        )
+                        if record is None:
+                            progress.status("saving")
+                            saved = interrupted.save(state, part)
+                            checkpoints.wait()
+                            raise StoppedError(f"stopped; the same again goes on from {saved}")
+                        records.append(record)
+                        metrics.append(workdir / "metrics.jsonl", record)
+                        board.write(record)
+                        progress.end(record)
+                        last = len(records) == epochs or _over(records, learning_rate, task)
+                        if last or _worth_saving(records, task.score, every_epochs):
+                            checkpoints.save(state, record)
+                            if interrupted.exists():
+                                checkpoints.wait()
+                                interrupted.remove()
             except NotFiniteError as error:
                 checkpoints.wait()
                 raise _diverged(error, len(records) + 1, checkpoints) from None
@@ -153,15 +181,19 @@ def _scores(records: list[dict[str, Any]], task: Task) -> list[float]:
 def _resume(
     workdir: Path,
     checkpoints: Checkpoints,
+    interrupted: Interrupted,
     state: TrainState,
     progress: Progress,
     epochs: int,
-) -> tuple[list[dict[str, Any]], TrainState]:
-    """The lines and the state to go on from."""
-    # 1. The latest checkpoint that can be read, or the fresh state.
-    restored = checkpoints.restore(state)
+) -> tuple[list[dict[str, Any]], TrainState, Part]:
+    """The lines and the state to go on from, and what has been done of an epoch."""
+    # 1. Where it was interrupted, or the latest checkpoint that can be read, or the fresh state.
+    part = None
     done = 0
-    if restored is not None:
+    if (found := interrupted.restore(state, (checkpoints.epochs() or [0])[-1], epochs)) is not None:
+        state, part = found
+        done = part.epoch - 1
+    elif (restored := checkpoints.restore(state)) is not None:
         state, record = restored
         done = record["epoch"]
     if done > epochs:
@@ -181,40 +213,55 @@ def _resume(
         if mask_report.step_of(path) > int(state.step):
             path.unlink()
     # 4. Say so.
-    if 0 < done < epochs:
+    if part is not None:
+        progress.say(f"resuming in epoch {part.epoch}, after step {int(part.totals.steps)} of it")
+    elif 0 < done < epochs:
         progress.say(f"resuming after epoch {done}")
-    return records, state
+    return records, state, part or Part.none(done + 1)
 
 
 def _epoch(
     runner: Runner,
     state: TrainState,
+    part: Part,
     records: list[dict[str, Any]],
     freezing: Freezing | None,
     learning_rate: optax.Schedule | Plateau,
     workdir: Path,
     sizes: dict[str, int],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Train and evaluate once; returns the new state and the line of `metrics.jsonl`."""
-    began = time.monotonic()
+    stopping: Stopping,
+) -> tuple[TrainState, Part, dict[str, Any] | None]:
+    """Train and evaluate once.
+
+    Args:
+        runner: the compiled functions.
+        state: before the epoch, or where it was interrupted.
+        part: what has been done of it.
+        records: lines of the epochs before.
+        freezing: what is frozen and when.
+        learning_rate: to be reported, or set.
+        workdir: the run's folder.
+        sizes: numbers of weights of the leaves, by name.
+        stopping: says when to stop.
+
+    Returns:
+        The state after the epoch, nothing of the next one, and the line of `metrics.jsonl`; or,
+        where `stopping` said so, the state reached, what has been done of the epoch, and None.
+    """
+    began = time.monotonic() - part.seconds
     task, epoch = runner.task, len(records) + 1
-    runner.progress.begin(epoch)
+    runner.progress.begin(epoch, part.seconds)
     if isinstance(learning_rate, Plateau):
         rate = np.float32(learning_rate.rate(_scores(records, task)))
         opt_state = optax.tree.set(state.opt_state, learning_rate=jnp.asarray(rate))
         state = state._replace(opt_state=opt_state)
     else:
         rate = learning_rate(epoch * task.steps_per_epoch - 1)
-    state, totals, report = runner.train(state, epoch, freezing)
+    state, totals, report = runner.train(state, part.totals, epoch, freezing, stopping)
     check_finite(totals)
     began += runner.compiling
     trained = time.monotonic()
-    runner.progress.status(f"evaluating epoch {epoch}")
-    val_loss, val_accuracy = runner.evaluate(state)
-    scores = task.judge(state.params, state.model_state)
-    frozen = runner.frozen(state)
     threshold = jax.device_get(threshold_of(state.opt_state))
-    step = int(state.step)
     if report is not None:
         assert freezing is not None
         mask_report.save(
@@ -223,22 +270,31 @@ def _epoch(
             sizes=sizes,
             threshold=threshold,
             alpha=freezing.alpha,
-            step=step - task.steps_per_epoch + 1,
+            step=(epoch - 1) * task.steps_per_epoch + 1,
             epoch=epoch,
         )
-    runner.progress.frozen = frozen
+
+    def evaluate() -> tuple[tuple[float, float], dict[str, float]]:
+        runner.progress.status(f"evaluating epoch {epoch}")
+        return runner.evaluate(state), task.judge(state.params, state.model_state)
+
+    if (evaluated := stopping.unless_asked(evaluate)) is None:
+        return state, Part(epoch, totals, trained - began), None
+    val, scores = evaluated
+    frozen = runner.progress.frozen = runner.frozen(state)
     record = epoch_record(
         epoch,
-        step,
+        int(state.step),
         totals,
-        (val_loss, val_accuracy),
+        val,
         frozen,
         threshold,
         rate,
         examples_per_second=task.steps_per_epoch * task.batch_size / (trained - began),
         seconds=time.monotonic() - began,
     )
-    return state, record | finite({key: float(scores[key]) for key in task.scores})
+    record |= finite({key: float(scores[key]) for key in task.scores})
+    return state, Part.none(epoch + 1), record
 
 
 def epoch_record(

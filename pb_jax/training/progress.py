@@ -46,11 +46,11 @@ class Progress:
         if self._terminal:
             self._draw(text)
 
-    def begin(self, epoch: int) -> None:
-        """An epoch begins."""
+    def begin(self, epoch: int, seconds: float = 0.0) -> None:
+        """An epoch begins, or goes on after so many seconds of an earlier start."""
         self._epoch = epoch
-        self._began = time.monotonic()
-        self._next = self._began + self.interval / 4
+        now = time.monotonic()
+        self._began, self._next = now - seconds, now + self.interval / 4
 
     def due(self) -> bool:
         """Whether it is time to draw the moving line again."""

@@ -25,6 +25,7 @@ from pb_jax.training.step import (
     size,
     strong,
 )
+from pb_jax.training.stopping import Stopping
 from pb_jax.training.task import EvalTotals, Order, Task
 
 # Steps dispatched and not yet known to be done. One runs and the next wait, so that the device is
@@ -79,7 +80,7 @@ class Runner:
         began = time.monotonic()
         self.progress.status("compiling")
         steps, compilation = self.steps, self._compilation
-        rows = jnp.asarray(self.task.order(self._seed, epochs[0]).rows)
+        rows = jnp.asarray(self.task.order(self._seed, 1).rows)  # all epochs' are of one shape
         dense, jobs = state, {}
         if is_compact(state.opt_state):
             jobs |= self._training(state, rows)
@@ -118,27 +119,43 @@ class Runner:
         self.progress.say(f"compiled in {time.monotonic() - began:.1f} s")
 
     def train(
-        self, state: TrainState, epoch: int, freezing: Freezing | None
+        self,
+        state: TrainState,
+        totals: Totals,
+        epoch: int,
+        freezing: Freezing | None,
+        stopping: Stopping,
     ) -> tuple[TrainState, Totals, MaskReport | None]:
-        """One epoch."""
-        totals, order = Totals.empty(), self.task.order(self._seed, epoch)
+        """One epoch, or what is left of it; less where `stopping` says so.
+
+        Step by step that is looked at before each of them; under `lax.scan` before the first step,
+        before all others, and not among these.
+
+        Args:
+            state: before the epoch, or where it was interrupted.
+            totals: of the epoch so far: as many steps are left out.
+            epoch: from 1.
+            freezing: what is frozen and when; None: full training.
+            stopping: says when to stop.
+        """
+        order = self.task.order(self._seed, epoch)
         rows, lengths = jnp.asarray(order.rows), order.lengths
         report, self.compiling = None, 0.0
-        if freezing is not None and freezing.releases(epoch):
-            state = jax.jit(self.steps.release, donate_argnums=0)(self.steps.expanded(state))
-        if freezing is not None and freezing.makes_mask(epoch):
-            state, totals, report = self._mask(
-                self.steps.expanded(state), totals, order, rows, freezing
+        done = int(totals.steps)
+        if done == 0:
+            state, totals, report = self._first(
+                state, totals, epoch, order, rows, freezing, stopping
             )
-            state = self._compacted(state, rows)
-        else:
-            state, totals = self._step(lengths[0], state, totals, rows)
-        if self._scan and len(lengths) > 1:
-            rest = self._compiled[_named("rest", state), 0]
-            state, totals = rest(state, totals, self._train_data, rows)
+            done = 1
+        if self._scan and done == 1:
+            if len(lengths) > 1 and not stopping.asked:
+                rest = self._compiled[_named("rest", state), 0]
+                state, totals = rest(state, totals, self._train_data, rows)
             return state, totals, report
         pending = collections.deque([totals])
-        for length in lengths[1:]:
+        for length in lengths[done:]:
+            if stopping.asked:
+                break
             if len(pending) == _IN_FLIGHT:
                 self._show(pending.popleft(), report)
             state, totals = self._step(length, state, totals, rows)
@@ -172,19 +189,56 @@ class Runner:
         step = self._compiled[_named("train", state), length]
         return step(state, totals, self._train_data, rows)
 
+    def _first(
+        self,
+        state: TrainState,
+        totals: Totals,
+        epoch: int,
+        order: Order,
+        rows: jax.Array,
+        freezing: Freezing | None,
+        stopping: Stopping,
+    ) -> tuple[TrainState, Totals, MaskReport | None]:
+        """An epoch's first step, with the mask that may be due; or nothing: see `train`."""
+        if stopping.asked:
+            return state, totals, None
+        if freezing is not None and freezing.releases(epoch):
+            state = jax.jit(self.steps.release, donate_argnums=0)(self.steps.expanded(state))
+        if freezing is None or not freezing.makes_mask(epoch):
+            return *self._step(order.lengths[0], state, totals, rows), None
+        dense = self.steps.expanded(state)
+        judged = self._judged(dense, order, freezing, stopping)
+        if stopping.asked:
+            return state, totals, None
+        state, totals, report = self._mask(dense, totals, order, rows, judged, freezing)
+        return self._compacted(state, rows, stopping), totals, report
+
+    def _judged(
+        self, state: TrainState, order: Order, freezing: Freezing, stopping: Stopping
+    ) -> tuple[Arrays, ...]:
+        """What a mask is judged by, if not by the gradients of the step that makes it."""
+        if not freezing.looks_further:
+            return ()
+        batches = freezing.judged(order)
+        total = jax.tree.map(jnp.zeros_like, state.params)
+        looked_at, weight = jnp.asarray(batches.rows), jnp.float32(1 / len(batches.lengths))
+        for row, length in enumerate(batches.lengths):
+            if stopping.asked:
+                break
+            total = self._compiled["magnitudes", length](
+                total, state, self._train_data, looked_at, jnp.int32(row), weight
+            )
+        return (total,)
+
     def _mask(
-        self, state: TrainState, totals: Totals, order: Order, rows: jax.Array, freezing: Freezing
+        self,
+        state: TrainState,
+        totals: Totals,
+        order: Order,
+        rows: jax.Array,
+        judged: tuple[Arrays, ...],
+        freezing: Freezing,
     ) -> tuple[TrainState, Totals, MaskReport]:
-        judged = ()
-        if freezing.looks_further:
-            batches = freezing.judged(order)
-            total = jax.tree.map(jnp.zeros_like, state.params)
-            looked_at, weight = jnp.asarray(batches.rows), jnp.float32(1 / len(batches.lengths))
-            for row, length in enumerate(batches.lengths):
-                total = self._compiled["magnitudes", length](
-                    total, state, self._train_data, looked_at, jnp.int32(row), weight
-                )
-            judged = (total,)
         state, totals, estimate, seen = self._compiled["mask", order.lengths[0]](
             state, totals, self._train_data, rows, *judged
         )
@@ -192,13 +246,13 @@ class Runner:
         assert mask is not None
         return state, totals, look(estimate, seen, mask, freezing.alpha)
 
-    def _compacted(self, state: TrainState, rows: jax.Array) -> TrainState:
+    def _compacted(self, state: TrainState, rows: jax.Array, stopping: Stopping) -> TrainState:
         """The state to go on with after a mask, and what is compiled for it."""
         state.step.block_until_ready()  # the mask step is training
         began = time.monotonic()
         self.progress.status("compacting the optimizer's state")
         state, note = self.steps.compacted(state)
-        if is_compact(state.opt_state):
+        if is_compact(state.opt_state) and not stopping.asked:
             self.progress.status("compiling")
             self._compile(self._training(state, rows))
             note += f", compiled in {time.monotonic() - began:.1f} s"
@@ -229,9 +283,12 @@ class Runner:
         return strong(self.steps.initial(params, model_state))
 
     def _compile(self, jobs: dict[tuple[str, int], Callable[[], Any]]) -> None:
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool = concurrent.futures.ThreadPoolExecutor()
+        try:
             running = {name: pool.submit(job) for name, job in jobs.items()}
             self._compiled |= {name: job.result() for name, job in running.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a signal does not wait for XLA
 
     def _mask_orders(self, freezing: Freezing | None, epochs: range) -> list[tuple[int, Order]]:
         """Of the steps that make masks: their length, and other batches that are judged."""

@@ -16,6 +16,8 @@ import numpy as np
 
 STATE, RECORD, DELTA, METRICS = "state", "record", "delta", "metrics"
 """Items of a checkpoint."""
+INTERRUPTED = "interrupted"
+"""The folder, among the checkpoints, of the one made inside an epoch."""
 
 
 def flat(state: Any) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pb_jax.errors import UserError
 from pb_jax.files import write_json
-from pb_jax.training import metrics
+from pb_jax.training import metrics, stored
 from pb_jax.training.config import flatten
 
 RESUMABLE: frozenset[str] = frozenset(
@@ -54,11 +54,12 @@ def settle(config: Mapping[str, Any], workdir: Path) -> None:
         workdir: the run's folder; it exists.
 
     Raises:
-        UserError: the folder holds a run, of an epoch at least, in which keys that are not in
-            `RESUMABLE` have other values.
+        UserError: the folder holds a run, of an epoch or a part of one, in which keys that are not
+            in `RESUMABLE` have other values.
     """
     path = workdir / "config.json"
-    if path.exists() and metrics.read(workdir / "metrics.jsonl"):
+    begun = stored.epochs(workdir / "checkpoints" / stored.INTERRUPTED)
+    if path.exists() and (begun or metrics.read(workdir / "metrics.jsonl")):
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
