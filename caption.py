@@ -68,21 +68,19 @@ class Describer:
         self, workdir: Path, *, beam: int | None = None, weights: str | None = None
     ) -> None:
         import jax
-        import jax.numpy as jnp
 
         import models
         import train
         from pb_jax import training
         from pb_jax.data import Vocabulary
-        from pb_jax.data.vocabulary import START
         from pb_jax.training.modules import functional
 
         config, best_epoch = _read_run(workdir)
         if weights is not None:
             config["encoder"]["weights"] = weights
         self._vocabulary = Vocabulary.load(workdir / training.VOCABULARY)
-        encoder, model = train.captioner(config, len(self._vocabulary))
-        apart = functional(model)
+        encoder, make_model = train.captioner(config)
+        apart = functional(make_model(len(self._vocabulary)))
         arrays = training.read_model(
             workdir / "checkpoints", best_epoch, apart.params, apart.model_state
         )
@@ -94,10 +92,8 @@ class Describer:
 
         @jax.jit
         def describe(arrays: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-            model = apart.merge(*arrays)
-            tokens = training.best_captions(model, inputs, search)
-            before = jnp.concatenate([jnp.full((1, 1), START), tokens[:, :-1]], 1)
-            return tokens[0], model(inputs, before)[1][0]
+            tokens, alphas = training.captions_with_alphas(apart.merge(*arrays), inputs, search)
+            return tokens[0], alphas[0]
 
         def described(image: "np.ndarray") -> tuple[jax.Array, jax.Array]:
             # Half precision, in which features are stored for training.

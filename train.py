@@ -31,7 +31,7 @@ best epoch on the test split once, at the end. DIR holds at the end:
   figures/         drawn from the above
   checkpoints/     the latest and the best
   tensorboard/     the metrics once more
-  vocabulary.json, test_captions.json   of captioners
+  vocabulary.json, test_captions.json, test_attention.npz   of captioners
 """
 
 import os
@@ -40,7 +40,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pb_jax.data import Dataset
     from pb_jax.training import Task
 
+SAMPLES, SAMPLE_SIZE = 6, 192  # test pictures kept with their attention; pixels of a side
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -181,6 +182,7 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
     import pb_jax.data
     from pb_jax import training
 
+    encoder, make_model = captioner(config)  # before the data: its weights may be missing
     data = pb_jax.data.load_captions(**config["dataset"])
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     counts = ", ".join(f"{len(s.images):,} {name}" for name, s in splits.items())
@@ -188,7 +190,6 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
     words = (caption for captions in data.train.captions for caption in captions)
     vocabulary = pb_jax.data.Vocabulary.build(words, config["captioner"]["min_count"])
     vocabulary.save(workdir / training.VOCABULARY)
-    encoder, model = captioner(config, len(vocabulary))
 
     def pictures(split: pb_jax.data.CaptionSplit) -> training.Pictures:
         if not encoder.frozen:
@@ -205,7 +206,7 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
         return training.Pictures(split.images.names, inputs, split.captions)
 
     return training.Captioning(
-        model,
+        make_model(len(vocabulary)),
         pictures(data.train),
         pictures(data.validation),
         pictures(data.test),
@@ -213,33 +214,42 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
         config["batch_size"],
         regularisation=config["captioner"]["regularisation"],
         search=training.Search(**config["generation"]),
+        samples=training.Samples(
+            data.test.images.read(range(min(SAMPLES, len(data.test.images))), SAMPLE_SIZE),
+            encoder.grid,
+        ),
     )
 
 
-def captioner(config: Mapping[str, Any], vocabulary_size: int) -> "tuple[Encoder, Captioner]":
-    """The encoder and the captioner of an experiment; the latter holds the former if it trains."""
+def captioner(config: Mapping[str, Any]) -> "tuple[Encoder, Callable[[int], Captioner]]":
+    """The encoder of an experiment, and what makes its captioner for a number of words.
+
+    A captioner whose encoder trains holds it.
+    """
     import jax.numpy as jnp
     from flax import nnx
 
     import models
 
-    rngs = nnx.Rngs(config["seed"])
     computed: dict[str, Any] = {
-        "rngs": rngs,
+        "rngs": nnx.Rngs(config["seed"]),
         "dtype": jnp.dtype(config["model"]["dtype"]),
         "precision": config["model"]["matmul_precision"],
     }
     chosen = config["encoder"]
     encoder = models.encoders.create(chosen["name"], weights=chosen["weights"], **computed)
     sizes = {k: config["captioner"][k] for k in ("hidden", "embedding", "attention", "dropout")}
-    model = models.Captioner(
-        vocabulary_size,
-        channels=encoder.channels,
-        encoder=None if encoder.frozen else encoder,
-        **sizes,
-        **computed,
-    )
-    return encoder, model
+
+    def make(words: int) -> "Captioner":
+        return models.Captioner(
+            words,
+            channels=encoder.channels,
+            encoder=None if encoder.frozen else encoder,
+            **sizes,
+            **computed,
+        )
+
+    return encoder, make
 
 
 # ----------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = Vocabulary(WORDS)
     vocabulary.save(folder / training.VOCABULARY)
-    _, params, model_state, _ = functional(train.captioner(config, len(vocabulary))[1])
+    _, params, model_state, _ = functional(train.captioner(config)[1](len(vocabulary)))
     for name in ("initial_cell.kernel", "output.kernel"):
         params[name] *= 30  # else all pictures have the same caption
     checkpoints = Checkpoints(folder / "checkpoints", "val_bleu4")

@@ -130,7 +130,7 @@ def test_an_error_of_one_run_does_not_keep_the_others(tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["figures"], ["unknown"]])
+@pytest.mark.parametrize("arguments", [[], ["figures"], ["--unknown"]])
 def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -8,6 +8,7 @@ import pytest
 import pb_jax
 from pb_jax.data.vocabulary import END, PAD, START
 from pb_jax.errors import UserError
+from pb_jax.reports.page.captions import read_samples
 from pb_jax.training import Freezing, Plateau, metrics, read_model
 from pb_jax.training.batches import few_lengths, training_order_by_length
 from pb_jax.training.bleu import corpus_bleu
@@ -44,6 +45,17 @@ def test_it_learns_to_say_what_it_sees(whole):
     scores = corpus_bleu(list(written.values()), test.captions)
     assert scores == {name: summary[f"test_{name}"] for name in scores}
     assert summary["frozen_fraction"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_samples_say_what_was_written_and_looked_at(whole):
+    workdir, _ = whole
+    written = json.loads((workdir / "test_captions.json").read_text())
+    first, second = read_samples(workdir)
+    assert [first.name, second.name] == list(written)[:2]
+    assert [" ".join(sample.words) for sample in (first, second)] == list(written.values())[:2]
+    assert (first.pixels == 9).all()
+    assert first.alphas.shape == (len(first.words), 2, 3)
+    np.testing.assert_allclose(first.alphas.sum((1, 2)), 1, atol=1e-5)
 
 
 def test_the_test_scores_are_of_the_best_epoch(whole):

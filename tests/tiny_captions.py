@@ -10,7 +10,16 @@ from flax import nnx
 import models
 import pb_jax
 from pb_jax.data import Vocabulary
-from pb_jax.training import Captioning, Freezing, Pictures, Plateau, Search, fit, optimizers
+from pb_jax.training import (
+    Captioning,
+    Freezing,
+    Pictures,
+    Plateau,
+    Samples,
+    Search,
+    fit,
+    optimizers,
+)
 
 ANIMALS, VERBS = ("dog", "cat", "bird"), ("runs", "sits in the grass")
 BATCH = 10
@@ -38,7 +47,8 @@ def tiny_captioning(**changes: Any) -> Captioning:
     sizes = {"channels": 8, "hidden": 16, "embedding": 8, "attention": 8}
     sizes["dropout"] = changes.pop("dropout", 0.1)
     model = models.Captioner(len(vocabulary), **sizes, rngs=nnx.Rngs(0))
-    options = {"search": Search(beam=2, max_length=7)} | changes
+    samples = Samples(np.full((2, 20, 30, 3), 9, np.uint8), grid=(2, 3))
+    options = {"search": Search(beam=2, max_length=7), "samples": samples} | changes
     return Captioning(model, train, validation, test, vocabulary, BATCH, **options)
 
 

@@ -15,8 +15,10 @@ region, sub-ranges and threshold |
 `N` is the update that made the mask. Where a run made several, `layer_gradients` shows the first.
 The files that are read are described in `pb_jax.training`.
 
-`python -m pb_jax.reports bleu NAME=DIR...` draws the BLEU scores of several captioners (the paper's
-figure 5), `caption.py` what one looks at for each word (its figure 4): `pb_jax.reports.captions`.
+`python -m pb_jax.reports DIR...` makes one page of HTML about a run, or several beside one another:
+`pb_jax.reports.page`. `python -m pb_jax.reports bleu NAME=DIR...` draws the BLEU scores of several
+captioners (the paper's figure 5), `caption.py` what one looks at for each word (its figure 4):
+`pb_jax.reports.captions`.
 """
 
 import os

@@ -18,8 +18,8 @@ from pb_jax.reports.style import in_style, percent
 
 _COLUMNS = 6
 _MOST_PIXELS = 320  # of a picture's longer side; panels are smaller
-_GLOW = np.array([255.0, 190, 0])  # RGB, where attention is greatest
-_COVER = 0.7  # how much of the picture it hides there
+GLOW = np.array([255.0, 190, 0])  # RGB, where attention is greatest
+MOST_COVER = 0.7  # how much of the picture it hides there
 _DIM = 0.6  # brightness of the grey picture below
 _ORDERS = (1, 2, 3, 4)
 _COLOURS = (style.DATA, style.DATA_2, style.DATA_3, style.FROZEN, style.QUIET)
@@ -170,8 +170,8 @@ def _lit(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     smooth = Image.fromarray(weights).resize((width, height), Image.Resampling.BICUBIC)
     light = np.clip(np.asarray(smooth), 0, None)[:, :, None]
     light = light / max(float(light.max()), 1e-12)
-    cover = _COVER * light
-    return ((1 - cover) * _DIM * picture.mean(2, keepdims=True) + cover * _GLOW).astype(np.uint8)
+    cover = MOST_COVER * light
+    return ((1 - cover) * _DIM * picture.mean(2, keepdims=True) + cover * GLOW).astype(np.uint8)
 
 
 def _literal(text: str) -> str:

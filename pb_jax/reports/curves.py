@@ -79,14 +79,12 @@ def _validation(axes: Axes, run: Run, name: str, unit: float) -> None:
 
 def _events(axes: Axes, run: Run) -> None:
     """Lines where masks are made and full training resumes; both with an epoch's first batch."""
-    if not run.masks:
+    if run.frozen_epochs is None:
         return
-    ended = run.curves["epoch"].max()
+    begin, end = run.frozen_epochs
     first, *later = run.masks
     stop = run.freeze["stop_epoch"]
-    stopped = stop is not None and stop <= ended
-    begin = first.epoch - 1
-    end = ended if stop is None else min(stop - 1, ended)
+    stopped = stop is not None and stop <= run.curves["epoch"].max()
     axes.axvspan(begin, end, **style.FROZEN_SHADE, label="weights are frozen")
     axes.axvline(
         begin,

@@ -11,12 +11,10 @@ from matplotlib.offsetbox import AnchoredText
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from pb_jax.reports import style
+from pb_jax.reports import magnitude_axis, style
 from pb_jax.reports.leaves import layers, shown_layers
 from pb_jax.reports.run_folder import Estimate, Mask, Run
 from pb_jax.reports.style import in_style, number, percent
-
-_BEYOND_THE_LEFT = 0.002  # share of the gradients: a long, thin tail would take half of the axis
 
 
 @in_style
@@ -33,8 +31,8 @@ def draw_layers(run: Run, mask: Mask) -> Figure:
     figure = style.new_figure(1.5 + 2.45 * rows, f"{run.title}: gradients of layers, {_when(mask)}")
     grid = figure.subplots(rows, min(len(leaves), 2), squeeze=False)
     panels = list(grid.flat)[: len(leaves)]
-    limits = _limits(run, mask.leaf_thresholds)
-    span = _span(mask.edges, mask.counts[leaves], limits[leaves])
+    limits = magnitude_axis.of_weights(run, mask.leaf_thresholds)
+    span = magnitude_axis.visible(mask.edges, mask.counts[leaves], limits[leaves])
     for axes, layer, leaf in zip(panels, shown, leaves, strict=True):
         _histogram(axes, mask.edges, mask.counts[leaf], limits[leaf], span)
         size = max(mask.sizes[leaf], 1)
@@ -48,7 +46,7 @@ def draw_layers(run: Run, mask: Mask) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("gradients in a bin")
     for axes in panels[-2:]:
-        axes.set_xlabel(_unit(run))
+        axes.set_xlabel(magnitude_axis.title(run))
     _legend(figure, run, mask, limits[leaves])
     return figure
 
@@ -61,34 +59,19 @@ def draw_all(run: Run, mask: Mask) -> Figure:
     if estimate is None or not np.all(np.isfinite(estimate.region)):
         axes = figure.subplots()
         _all_histogram(axes, run, mask, None)
-        _legend(figure, run, mask, _limits(run, np.array([mask.threshold])))
+        _legend(figure, run, mask, magnitude_axis.of_weights(run, np.array([mask.threshold])))
         return figure
     panels = figure.subplot_mosaic([["histogram", "density"], ["histogram", "subranges"]])
     _all_histogram(panels["histogram"], run, mask, estimate)
     _density(panels["density"], run, mask, estimate)
     _subranges(panels["subranges"], run, mask, estimate)
     region = Patch(**style.REGION_SHADE, label="region of highest density")
-    _legend(figure, run, mask, _limits(run, np.array([mask.threshold])), region)
+    _legend(figure, run, mask, magnitude_axis.of_weights(run, np.array([mask.threshold])), region)
     return figure
 
 
 def _when(mask: Mask) -> str:
     return f"mask of step {mask.step:,} (epoch {mask.epoch})"
-
-
-def _limits(run: Run, thresholds: np.ndarray) -> np.ndarray:
-    """The thresholds where they are those of single gradients; NaN where of their groups' means."""
-    return np.full_like(thresholds, math.nan) if run.groups else thresholds
-
-
-def _unit(run: Run, group: str = "") -> str:
-    batches, size = run.freeze["batches"], run.freeze.get("batch_size")
-    over = [f"a {group}"] if group else []
-    over += [f"{batches} batches"] if batches != 1 else []
-    magnitude = f"mean |gradient| of {' and '.join(over)}" if over else "|gradient|"
-    if size is not None:
-        magnitude += f" of {size} examples"
-    return f"x = {magnitude} / learning rate"
 
 
 def _histogram(
@@ -119,15 +102,15 @@ def _histogram(
         text = f"◂ {smaller:,} smaller"
         at = {"transform": axes.transAxes, "verticalalignment": "top"}
         axes.text(0.015, 0.94, text, fontsize=8, color=style.QUIET, **at)
-    if _drawable(threshold):
+    if magnitude_axis.has_place(threshold):
         axes.axvspan(span[0], threshold, **style.FROZEN_SHADE)
         axes.axvline(threshold, **style.THRESHOLD_LINE)
 
 
 def _all_histogram(axes: Axes, run: Run, mask: Mask, estimate: Estimate | None) -> None:
     counts = mask.counts.sum(0)
-    (limit,) = limits = _limits(run, np.array([mask.threshold]))
-    span = _span(mask.edges, counts[None], limits)
+    (limit,) = limits = magnitude_axis.of_weights(run, np.array([mask.threshold]))
+    span = magnitude_axis.visible(mask.edges, counts[None], limits)
     _histogram(axes, mask.edges, counts, limit, span)
     if estimate is not None and not run.groups:
         low, high = estimate.region
@@ -140,7 +123,7 @@ def _all_histogram(axes: Axes, run: Run, mask: Mask, estimate: Estimate | None) 
         f"{f', {nonfinite:,} not finite' if nonfinite else ''}, "
         f"{percent(mask.frozen_fraction)} frozen"
     )
-    axes.set_xlabel(_unit(run))
+    axes.set_xlabel(magnitude_axis.title(run))
     axes.set_ylabel("gradients in a bin")
 
 
@@ -192,46 +175,25 @@ def _subranges(axes: Axes, run: Run, mask: Mask, estimate: Estimate) -> None:
     _linear(axes, mask, estimate)
     axes.set_title(f"the region's {means.size} sub-ranges, as Otsu's method sees them")
     axes.set_ylabel("share of the region (%)")
-    axes.set_xlabel(f"mean of the sub-range, {_unit(run, run.groups)}")
+    axes.set_xlabel(f"mean of the sub-range, {magnitude_axis.title(run, run.groups)}")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.legend(loc="upper right")
 
 
 def _linear(axes: Axes, mask: Mask, estimate: Estimate) -> None:
     axes.set_xlim(estimate.grid[0], estimate.grid[-1])
-    if _drawable(mask.threshold):
+    if magnitude_axis.has_place(mask.threshold):
         axes.axvline(mask.threshold, **style.THRESHOLD_LINE)
-
-
-def _drawable(threshold: float) -> bool:
-    """Whether a logarithmic axis has a place for it."""
-    return math.isfinite(threshold) and threshold > 0
-
-
-def _span(edges: np.ndarray, histograms: np.ndarray, thresholds: np.ndarray) -> tuple[float, float]:
-    """What a logarithmic axis has to show: all but a few of the smallest, which have no end."""
-    ends = [float(t) / 2 for t in thresholds if _drawable(t)]
-    ends += [4 * end for end in ends]
-    for counts in histograms:
-        if counts.any():
-            reached = np.cumsum(counts) / counts.sum()
-            ends.append(float(edges[np.argmax(reached > _BEYOND_THE_LEFT)]))
-            ends.append(float(edges[np.flatnonzero(counts)[-1] + 1]))
-    return (min(ends), max(ends)) if ends else (1e-3, 1e1)
 
 
 def _legend(figure: Figure, run: Run, mask: Mask, thresholds: np.ndarray, *more: Artist) -> None:
     handles: list[Artist] = [Patch(color=style.DATA, alpha=0.85, label="gradients that are not 0")]
-    if any(map(_drawable, thresholds)):
-        one = f"threshold t = {number(mask.threshold)}"
-        text = one if _drawable(mask.threshold) else "threshold t of the leaf"
+    text = magnitude_axis.threshold(run, mask, thresholds)
+    if any(map(magnitude_axis.has_place, thresholds)):
         handles += [
             Line2D([], [], **style.THRESHOLD_LINE, label=text),
             Patch(**style.FROZEN_SHADE, label="frozen: x ≤ t, and all zeros"),
         ]
     else:
-        text = f"{run.rule_title}: "
-        known = run.groups and _drawable(mask.threshold)
-        text += f"t = {number(mask.threshold)} for means" if known else "no threshold of gradients"
         handles.append(Line2D([], [], linestyle="none", label=text))
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=4)

@@ -5,7 +5,7 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ from pb_jax.errors import UserError
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "frozen_fraction")
 _SCORES = ("val_bleu4",)  # of captioners
+_NAMED = ("model", "dataset")
 _LEAF_COUNTS = ("leaf_sizes", "leaf_frozen", "leaf_zeros", "leaf_nonfinite")
 _ESTIMATE = ("region", "bandwidth", "grid", "density", "subrange_means", "subrange_shares")
+UNREADABLE = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 # Their threshold is one of weights, which has no place among gradients.
 _RULES_BY_WEIGHT = frozenset({"weight_magnitude"})
 
@@ -74,18 +76,33 @@ class Run:
     """A run, finished or not.
 
     Attributes:
-        model: its name.
-        dataset: its name.
-        freeze: the `freeze` part of the configuration.
+        config: content of `config.json`; its `freeze` has defaults filled in.
+        records: lines of `metrics.jsonl`, at least one.
         curves: (epochs,) each, by the key of `metrics.jsonl`, `epoch` among them; NaN for null.
         masks: in the order in which they were made.
+        summary: content of `summary.json`; None: the run is not finished.
     """
 
-    model: str
-    dataset: str
-    freeze: Mapping[str, Any]
+    config: Mapping[str, Any]
+    records: Sequence[Mapping[str, Any]]
     curves: Mapping[str, np.ndarray]
     masks: tuple[Mask, ...]
+    summary: Mapping[str, Any] | None
+
+    @property
+    def model(self) -> str:
+        """The network's name."""
+        return self.config["model"]["name"]
+
+    @property
+    def dataset(self) -> str:
+        """Its name."""
+        return self.config["dataset"]["name"]
+
+    @property
+    def freeze(self) -> Mapping[str, Any]:
+        """What was to be frozen."""
+        return self.config["freeze"]
 
     @property
     def rule(self) -> str:
@@ -103,6 +120,20 @@ class Run:
         """The rule as figures call it."""
         plural = {"": "", "channel": " of channels", "leaf": " of leaves"}
         return f"rule {self.rule}{plural[self.groups]}"
+
+    @property
+    def frozen_epochs(self) -> tuple[float, float] | None:
+        """When weights were frozen, in epochs trained before: from and to; None: never."""
+        if not self.masks:
+            return None
+        stop, ended = self.freeze["stop_epoch"], float(self.curves["epoch"].max())
+        end = ended if stop is None else min(stop - 1, ended)
+        return self.masks[0].epoch - 1, end
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its epochs are behind it."""
+        return self.summary is not None and self.summary.get("epochs") == self.records[-1]["epoch"]
 
     @property
     def captions(self) -> bool:
@@ -126,16 +157,18 @@ def read_run(workdir: Path) -> Run:
     """
     if not workdir.is_dir():
         raise UserError(f"there is no folder {workdir}; give the --workdir of a run of train.py")
-    model, dataset, freeze = _read_config(workdir / "config.json")
+    config = _read_config(workdir / "config.json")
+    freeze = config["freeze"]
     paths = sorted(workdir.glob("mask_step_*.npz"))
     largest = bool(freeze.get("largest"))
     masks = [read_mask(path, rule=freeze["rule"], largest=largest) for path in paths]
+    records, curves = _read_records(workdir / "metrics.jsonl")
     return Run(
-        model=model,
-        dataset=dataset,
-        freeze=freeze,
-        curves=_read_curves(workdir / "metrics.jsonl"),
+        config=config,
+        records=records,
+        curves=curves,
         masks=tuple(sorted(masks, key=lambda mask: mask.step)),
+        summary=_read_summary(workdir / "summary.json"),
     )
 
 
@@ -151,7 +184,7 @@ def read_mask(path: Path, *, rule: str, largest: bool = False) -> Mask:
         UserError: the file is missing or damaged.
     """
     try:
-        content = _arrays(path)
+        content = arrays(path)
         names = tuple(map(str, content["leaf_names"]))
         counts = {key: content[key].astype(np.int64) for key in _LEAF_COUNTS}
         histograms, edges = content["hist_counts"], content["hist_edges"]
@@ -183,12 +216,13 @@ def read_mask(path: Path, *, rule: str, largest: bool = False) -> Mask:
             estimate=_estimate(content),
         )
     except KeyError as error:
-        raise _damaged(path, f"it lacks {error}") from error
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, f"it lacks {error}") from error
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The content of a `.npz`; what may go wrong with one that exists is in `UNREADABLE`."""
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no .npz archive")
     with np.load(path, allow_pickle=False) as archive:
@@ -207,27 +241,22 @@ def _estimate(content: Mapping[str, np.ndarray]) -> Estimate | None:
     return Estimate(**{**values, "bandwidth": float(values["bandwidth"])})
 
 
-def _read_config(path: Path) -> tuple[str, str, dict[str, Any]]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         freeze = {"stop_epoch": None, "batches": 1, **config["freeze"]}
-        return (
-            str(config["model"]["name"]),
-            str(config["dataset"]["name"]),
-            {
-                **freeze,
-                "rule": str(freeze["rule"]),
-            },
-        )
+        freeze["rule"] = str(freeze["rule"])
+        named = {part: {**config[part], "name": str(config[part]["name"])} for part in _NAMED}
+        return {**config, **named, "freeze": freeze}
     except FileNotFoundError as error:
         raise _missing(path) from error
     except KeyError as error:
-        raise _damaged(path, f"it lacks {error}") from error
+        raise damaged(path, f"it lacks {error}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _read_curves(path: Path) -> dict[str, np.ndarray]:
+def _read_records(path: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     from pb_jax.training import metrics
 
     if not path.exists():
@@ -242,17 +271,27 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
             for key in ("epoch", *_CURVES, *scores)
         }
     except KeyError as error:
-        raise _damaged(path, f"a line lacks {error}") from error
+        raise damaged(path, f"a line lacks {error}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not records:
         raise UserError(f"{path} is empty: no epoch of the run has ended yet")
-    return curves
+    return records, curves
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
 
 
 def _missing(path: Path) -> UserError:
     return UserError(f"there is no {path}; is {path.parent} the --workdir of a run of train.py?")
 
 
-def _damaged(path: Path, why: object) -> UserError:
+def damaged(path: Path, why: object) -> UserError:
+    """The error that says so."""
     return UserError(f"{path} is damaged ({why}); no figure can be drawn from it")

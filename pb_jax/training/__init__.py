@@ -31,7 +31,9 @@ epoch's batches: the paper's frozen ratio |
   parameters, seconds (the sum of the epochs'), versions. It is written when the run ends. Of
   captioners also `val_bleu1` to `val_bleu4` of the best epoch, and `test_bleu1` to `test_bleu4` of
   captions that its parameters give to the test split; these are in `test_captions.json`, the words
-  in `vocabulary.json`.
+  in `vocabulary.json`, and the first test pictures with their captions and with what was looked at
+  for each word in `test_attention.npz`: `names`, `pixels` uint8 (K, H, W, 3), `captions`, `alphas`
+  (K, words, h * w), `grid` (h, w).
 - `mask_step_{step}.npz`, one for each mask; `step` is the update that it was made in, from 1. Read
   it with `numpy.load(path, allow_pickle=False)`:
 
@@ -57,7 +59,15 @@ Batch statistics are no parameters: they go on moving under a mask, as they do i
 
 from pb_jax.training import metrics, optimizers
 from pb_jax.training.branch import check as check_start
-from pb_jax.training.captioning import VOCABULARY, Captioning, Pictures, Search, best_captions
+from pb_jax.training.captioning import (
+    SAMPLES,
+    VOCABULARY,
+    Captioning,
+    Pictures,
+    Samples,
+    Search,
+    captions_with_alphas,
+)
 from pb_jax.training.checkpoints import read_model
 from pb_jax.training.classification import Classification
 from pb_jax.training.config import (
@@ -82,6 +92,7 @@ __all__ = [
     "CAPTIONER",
     "CAPTIONER_KEYS",
     "KEYS",
+    "SAMPLES",
     "VOCABULARY",
     "Captioning",
     "Classification",
@@ -89,10 +100,11 @@ __all__ = [
     "Freezing",
     "Pictures",
     "Plateau",
+    "Samples",
     "Search",
     "StoppedError",
     "Task",
-    "best_captions",
+    "captions_with_alphas",
     "check_known",
     "check_start",
     "default_config",

@@ -15,7 +15,7 @@ from flax import nnx
 
 from pb_jax.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from pb_jax.errors import UserError
-from pb_jax.files import write_json
+from pb_jax.files import replacing, write_json
 from pb_jax.training.batches import (
     evaluation_order,
     few_lengths,
@@ -30,6 +30,9 @@ from pb_jax.training.task import EvalTotals, Order, Outcome, Task
 
 VOCABULARY = "vocabulary.json"
 """The file in a run's folder that holds its words."""
+
+SAMPLES = "test_attention.npz"
+"""The file in a run's folder that holds some test pictures, and what was looked at in them."""
 
 _GENERATED_TOGETHER = 50
 
@@ -62,6 +65,18 @@ class Captions(NamedTuple):
     picture: jax.Array
 
 
+class Samples(NamedTuple):
+    """The first pictures of the test split as people see them, to be kept with their attention.
+
+    Attributes:
+        pixels: uint8 (K, H, W, 3).
+        grid: (h, w) of the positions that the captioner looks at.
+    """
+
+    pixels: np.ndarray
+    grid: tuple[int, int]
+
+
 class Search(NamedTuple):
     """How captions are generated: `pb_jax.training.generation.beam_search` says what it means."""
 
@@ -87,6 +102,7 @@ class Captioning(Task):
         regularisation: strength of the doubly stochastic regularisation: of the mean over pictures
             and positions of (1 - sum over the words of alpha)^2 (Xu et al. 2015, equation 14).
         search: how captions are generated.
+        samples: what `SAMPLES` is to show when the run ends; None: it is not written.
 
     Raises:
         UserError: fewer captions than a batch holds.
@@ -106,12 +122,14 @@ class Captioning(Task):
         *,
         regularisation: float = 1.0,
         search: Search | None = None,
+        samples: Samples | None = None,
     ) -> None:
         self._apply, self.params, self.model_state, self._merge = functional(model)
         self._train, self._validation, self._test = train, validation, test
         self._vocabulary = vocabulary
         self._regularisation = regularisation
         self._search = search or Search()
+        self._samples = samples
         self._tokens = vocabulary.encode(_all(train))
         self._validation_tokens = vocabulary.encode(_all(validation))
         # The number of words to predict, the end token among them.
@@ -183,10 +201,13 @@ class Captioning(Task):
         return {f"val_{name}": value for name, value in scores.items()}
 
     def finish(self, best: Callable[[], tuple[Arrays, Arrays]], workdir: Path) -> dict[str, Any]:
-        """BLEU-1 to BLEU-4 of the test split; writes the captions to `test_captions.json`."""
-        captions = self.generate(*best(), self._test.inputs)
+        """BLEU-1 to BLEU-4 of the test split; writes `test_captions.json` and `SAMPLES`."""
+        arrays = best()
+        captions = self.generate(*arrays, self._test.inputs)
         written = dict(zip(self._test.names, captions, strict=True))
         write_json(workdir / "test_captions.json", written)
+        if self._samples is not None:
+            self._write_samples(self._samples, arrays, workdir / SAMPLES)
         scores = corpus_bleu(captions, self._test.captions)
         return {f"test_{name}": value for name, value in scores.items()}
 
@@ -203,6 +224,22 @@ class Captioning(Task):
             tokens = self._generate(params, model_state, inputs[np.maximum(rows, 0)])
             captions += [self._vocabulary.decode(row) for row in np.asarray(tokens)[rows >= 0]]
         return captions
+
+    def _write_samples(self, samples: Samples, arrays: tuple[Arrays, Arrays], path: Path) -> None:
+        count = len(samples.pixels)
+        look = jax.jit(
+            lambda arrays, x: captions_with_alphas(self._merge(*arrays), x, self._search)
+        )
+        tokens, alphas = map(np.asarray, look(arrays, self._test.inputs[:count]))
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                names=np.array(self._test.names[:count]),
+                pixels=samples.pixels,
+                grid=np.array(samples.grid),
+                captions=np.array([self._vocabulary.decode(row) for row in tokens]),
+                alphas=alphas.astype(np.float32),
+            )
 
     def _generated(self, params: Arrays, model_state: Arrays, inputs: jax.Array) -> jax.Array:
         return best_captions(self._merge(params, model_state), inputs, self._search)
@@ -244,6 +281,25 @@ def best_captions(model: Any, inputs: jax.Array, search: Search) -> jax.Array:
         never=(UNKNOWN,),
     )
     return found.tokens[:, 0]
+
+
+def captions_with_alphas(
+    model: Any, inputs: jax.Array, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """The best caption of each picture, and what was looked at for each of its words.
+
+    Args:
+        model: a captioner in evaluation mode.
+        inputs: (N, ...), as it takes them.
+        search: how to look for captions.
+
+    Returns:
+        int32 (N, max_length) tokens, and (N, max_length, positions) alphas; those behind the end
+        token mean nothing.
+    """
+    tokens = best_captions(model, inputs, search)
+    before = jnp.concatenate([jnp.full((len(tokens), 1), START), tokens[:, :-1]], 1)
+    return tokens, model(inputs, before)[1]
 
 
 def _all(pictures: Pictures) -> list[str]:
