@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import sys
@@ -10,14 +11,17 @@ import tomllib
 from pathlib import Path
 from unittest import mock
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
 import caption
 import models.registry
+import pb_jax
 import study
 import train
 from pb_jax.data import specs
+from pb_jax.reports import __main__ as reports
 from pb_jax.study import parse_rules
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +170,8 @@ def check_module(module, *arguments):
         found = importlib.util.find_spec(f"{module}.__main__")
     assert found is not None, module
     if module.startswith("pb_jax") and arguments:
+        if module == "pb_jax.reports" and arguments[0] not in reports.COMMANDS:
+            arguments = ("page", *arguments)
         importlib.import_module(found.name)._parser().parse_args(arguments)
         return
     # Programs that measure or train when they are imported, or read sys.argv.
@@ -200,8 +206,6 @@ def test_what_a_page_links_to_exists(page):
 
 
 def test_every_config_public_name_and_page_is_in_the_documentation():
-    import pb_jax
-
     of = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
     for config in ROOT.glob("configs/*_pb.py"):
         assert f"(../configs/{config.name})" in of["experiments"]
@@ -215,6 +219,13 @@ def test_every_config_public_name_and_page_is_in_the_documentation():
         assert re.search(rf"\b{page.name}$", site, re.MULTILINE), page.name
 
 
+def test_the_version_is_the_same_everywhere():
+    version = PROJECT["project"]["version"]
+    assert pb_jax.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_the_first_commands_are_those_of_a_fresh_machine():
     assert "pip install -e '.[train]' && python train.py --config configs/digits_pb.py" in README
     assert "pip install -e '.[test]' && pytest" in README
@@ -222,10 +233,6 @@ def test_the_first_commands_are_those_of_a_fresh_machine():
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_says_what_is_stored_in_it(tmp_path, monkeypatch):
-    import json
-
-    import matplotlib as mpl
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
     with mpl.rc_context({"backend": "agg"}):
