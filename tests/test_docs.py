@@ -216,7 +216,7 @@ def test_every_config_public_name_and_page_is_in_the_documentation():
     )
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        assert re.search(rf"\b{page.name}$", site, re.MULTILINE), page.name
+        assert re.search(rf"\b{page.name}$", site, re.MULTILINE), f"nav of mkdocs.yml: {page.name}"
 
 
 def test_the_version_is_the_same_everywhere():
