@@ -34,6 +34,8 @@ best epoch on the test split once, at the end. DIR holds at the end:
   vocabulary.json, test_captions.json, test_attention.npz   of captioners
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from models import Captioner
     from models.encoders import Encoder
     from pb_jax.data import Dataset
-    from pb_jax.training import Task
+    from pb_jax.training import Placement, Task
 
 SAMPLES, SAMPLE_SIZE = 6, 192  # test pictures kept with their attention; pixels of a side
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -77,7 +79,7 @@ def train_and_evaluate(
     import jax
 
     import models
-    from pb_jax import reports, training
+    from pb_jax import training
 
     # ------------------------------------------------------------------------------------------
     # Configuration: check it, fill in defaults, compare with the run that may be in workdir.
@@ -85,16 +87,21 @@ def train_and_evaluate(
     config = training.resolve(config)
     captions = config["model"]["name"] == training.CAPTIONER
     check_names(config)
+    training.connect(config)
+    placement = make_placement(config)
     workdir = Path(workdir)
     if start_from is not None:
         start_from = Path(start_from)
         training.check_start(config, start_from)
-    with training.exclusive(workdir):
-        training.settle(config, workdir)
-        if (summary := training.finished(workdir, config["epochs"])) is not None:
+    with contextlib.ExitStack() as stack:
+        if not training.is_first():
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        training.on_first(lambda: stack.enter_context(training.exclusive(workdir)))
+        training.on_first(lambda: training.settle(config, workdir))
+        summary = training.on_first(lambda: training.finished(workdir, config["epochs"]))
+        if summary is not None:
             print(f"{workdir} holds a finished run; --config.epochs=N with a larger N goes on")
-            if not (workdir / "figures").exists():  # stopped just before they were drawn
-                reports.write_figures(workdir)
+            training.on_first(lambda: draw(workdir, again=False))
             return summary
 
         # --------------------------------------------------------------------------------------
@@ -111,7 +118,8 @@ def train_and_evaluate(
         # --------------------------------------------------------------------------------------
         # Training, and the figures that show it.
         # --------------------------------------------------------------------------------------
-        print(f"{config['model']['name']} on {jax.devices()[0].device_kind}, in {workdir}")
+        count = "" if placement is None else f"{placement.size} x "
+        print(f"{config['model']['name']} on {count}{jax.devices()[0].device_kind}, in {workdir}")
         summary = training.fit(
             task,
             optimizer,
@@ -124,9 +132,28 @@ def train_and_evaluate(
             every_epochs=config["checkpoint"]["every_epochs"],
             keep=config["checkpoint"]["keep"],
             compiler_options=models.compiler_options(jax.default_backend()),
+            placement=placement,
         )
-        reports.write_figures(workdir)
+        training.on_first(lambda: draw(workdir))
         return summary
+
+
+def make_placement(config: Mapping[str, Any]) -> "Placement | None":
+    """Where arrays are, on the devices that `mesh.*` asks for; None: on one."""
+    import jax
+
+    from pb_jax import training
+
+    data, fsdp = config["mesh"]["data"], config["mesh"]["fsdp"]
+    return None if data * fsdp * jax.process_count() == 1 else training.Placement(data, fsdp)
+
+
+def draw(workdir: Path, *, again: bool = True) -> None:
+    """The figures of a run; not `again`: if it was stopped just before they were drawn."""
+    from pb_jax import reports
+
+    if again or not (workdir / "figures").exists():
+        reports.write_figures(workdir)
 
 
 def check_names(config: Mapping[str, Any]) -> None:
@@ -189,7 +216,7 @@ def captioning(config: Mapping[str, Any], workdir: Path) -> "Task":
     print("\n".join([f"{data.name}: {counts} pictures, five captions each", *data.notes]))
     words = (caption for captions in data.train.captions for caption in captions)
     vocabulary = pb_jax.data.Vocabulary.build(words, config["captioner"]["min_count"])
-    vocabulary.save(workdir / training.VOCABULARY)
+    training.on_first(lambda: vocabulary.save(workdir / training.VOCABULARY))
 
     def pictures(split: pb_jax.data.CaptionSplit) -> training.Pictures:
         if not encoder.frozen:
@@ -335,8 +362,8 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main(argv: Sequence[str]) -> int:
     """The program; returns its exit status.
 
-    0: done; 1: the loss diverged; 2: something the user can mend; 130, 143: stopped by Ctrl-C or
-    SIGTERM, and saved at the step if it was training.
+    0: done; 1: the loss diverged; 2: something the user can mend; 3: another process of the run is
+    gone; 130, 143: stopped by Ctrl-C or SIGTERM, and saved at the step if it was training.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -361,12 +388,17 @@ def _main(argv: Sequence[str]) -> int:
     try:
         command = parse(argv)
         models.reuse_host_memory()
-        summary = train_and_evaluate(*command)
+        with training.peers_matter():
+            summary = train_and_evaluate(*command)
     except UserError as error:
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, training.PeerError):
+            os._exit(3)  # an orderly end would wait for it
         return 1 if isinstance(error, training.DivergedError) else 2
+    if not training.is_first():
+        return 0
     print(f"\n{training.metrics.table(summary)}\n\n{describe_files(command.workdir)}")
     return 0
 

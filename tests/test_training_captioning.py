@@ -108,7 +108,8 @@ def test_the_loss_by_hand():
     task = tiny_captioning(regularisation=0.7)
     data, rows = task.train_data(), jnp.array([0, 1, 5])
     length = task.lengths[-1]
-    loss, outcome = task.loss(task.params, task.model_state, data, rows, length)
+    batch = task.gather(data, rows, length)
+    loss, outcome = task.loss(task.params, task.model_state, batch)
     model = task._merge(task.params, task.model_state)
     model.train()
     tokens = np.asarray(data.tokens)[np.asarray(rows)]
@@ -137,7 +138,7 @@ def test_padding_changes_neither_loss_nor_gradient():
     longer = data._replace(tokens=jnp.pad(data.tokens, ((0, 0), (0, 3))))
 
     def loss(params, data, length):
-        return task.loss(params, task.model_state, data, rows, length)[0]
+        return task.loss(params, task.model_state, task.gather(data, rows, length))[0]
 
     gradient = jax.jit(jax.value_and_grad(loss), static_argnums=2)
     value, one = gradient(task.params, data, int(sizes.min()))
@@ -154,11 +155,22 @@ def test_evaluation_counts_every_caption_once():
     data = task.evaluation_data()
     assert sorted(rows) == list(range(len(data.tokens)))
     words = int((np.asarray(data.tokens)[:, 1:] != PAD).sum())
-    counted = [
-        int(task.evaluate(task.params, task.model_state, data, jnp.asarray(row), length).counted)
-        for row, length in zip(order.rows, order.lengths, strict=True)
-    ]
-    assert sum(counted) == words
+    counted = 0
+    for row, length in zip(order.rows, order.lengths, strict=True):
+        batch = task.gather(data, jnp.maximum(row, 0), length)
+        totals = task.evaluate(task.params, task.model_state, batch, jnp.asarray(row >= 0))
+        counted += int(totals.counted)
+    assert counted == words
+
+
+def test_batches_read_on_the_host_are_those_gathered_on_the_device():
+    task = tiny_captioning()
+    for evaluation, data in ((False, task.train_data()), (True, task.evaluation_data())):
+        rows = np.array([[3, 1], [0, 5]])
+        read = task.read(rows, 4, evaluation=evaluation)
+        gathered = task.gather(data, jnp.asarray(rows), 4)
+        for one, other in zip(read, gathered, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_generated_captions_hold_words_only():

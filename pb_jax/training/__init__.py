@@ -83,7 +83,9 @@ from pb_jax.training.config import (
 from pb_jax.training.factory import make_freezing, make_optimizer, make_rule
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.loop import DivergedError, fit
+from pb_jax.training.mesh import Placement
 from pb_jax.training.plateau import Plateau
+from pb_jax.training.processes import PeerError, connect, is_first, on_first, peers_matter
 from pb_jax.training.stopping import StoppedError
 from pb_jax.training.task import Task
 from pb_jax.training.workdir import exclusive, finished, settle
@@ -98,7 +100,9 @@ __all__ = [
     "Classification",
     "DivergedError",
     "Freezing",
+    "PeerError",
     "Pictures",
+    "Placement",
     "Plateau",
     "Samples",
     "Search",
@@ -107,17 +111,21 @@ __all__ = [
     "captions_with_alphas",
     "check_known",
     "check_start",
+    "connect",
     "default_config",
     "describe_keys",
     "exclusive",
     "finished",
     "fit",
+    "is_first",
     "keys_of",
     "make_freezing",
     "make_optimizer",
     "make_rule",
     "metrics",
+    "on_first",
     "optimizers",
+    "peers_matter",
     "read_model",
     "resolve",
     "settle",

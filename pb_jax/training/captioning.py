@@ -65,6 +65,18 @@ class Captions(NamedTuple):
     picture: jax.Array
 
 
+class Batch(NamedTuple):
+    """Examples that are trained on or evaluated together.
+
+    Attributes:
+        inputs: (N, ...), of the captions' pictures.
+        tokens: int32 (N, length + 1), of the captions.
+    """
+
+    inputs: jax.Array
+    tokens: jax.Array
+
+
 class Samples(NamedTuple):
     """The first pictures of the test split as people see them, to be kept with their attention.
 
@@ -165,12 +177,22 @@ class Captioning(Task):
         longest = np.where(rows >= 0, sizes[rows], 0).max(1)
         return Order(rows, padded_lengths(longest, few_lengths(sizes)))
 
-    def loss(
-        self, params: Arrays, model_state: Arrays, data: Captions, rows: jax.Array, length: int
-    ) -> tuple[jax.Array, Outcome]:
+    def gather(self, data: Captions, rows: jax.Array, length: int) -> Batch:
+        """See `Task`."""
+        tokens = data.tokens[rows, : length + 1]
+        return Batch(data.inputs[data.picture[rows]], tokens)
+
+    def read(self, rows: np.ndarray, length: int, *, evaluation: bool = False) -> Batch:
+        """See `Task`."""
+        pictures, tokens = self._train, self._tokens
+        if evaluation:
+            pictures, tokens = self._validation, self._validation_tokens
+        return Batch(pictures.inputs[_picture(pictures)[rows]], tokens[rows, : length + 1])  # pyright: ignore[reportArgumentType]
+
+    def loss(self, params: Arrays, model_state: Arrays, batch: Batch) -> tuple[jax.Array, Outcome]:
         """See `Task`."""
         (logits, alphas), targets, model_state = self._forced(
-            params, model_state, data, rows, length, train=True
+            params, model_state, batch, train=True
         )
         counts = targets != PAD
         losses = jnp.where(counts, cross_entropy(logits, targets), 0.0)
@@ -182,17 +204,19 @@ class Captioning(Task):
         return loss, Outcome(model_state, correct, counted)
 
     def evaluate(
-        self, params: Arrays, model_state: Arrays, data: Captions, rows: jax.Array, length: int
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        batch: Batch,
+        counts: jax.Array,
     ) -> EvalTotals:
         """See `Task`; the loss is without the regularisation."""
-        (logits, _), targets, _ = self._forced(
-            params, model_state, data, jnp.maximum(rows, 0), length, train=False
-        )
-        counts = (targets != PAD) & (rows >= 0)[:, None]
-        losses = jnp.where(counts, cross_entropy(logits, targets), 0.0)
-        right = counts & (jnp.argmax(logits, -1) == targets)
-        correct, counted = (jnp.sum(x, dtype=jnp.int32) for x in (right, counts))
-        return EvalTotals(jnp.sum(losses), correct, counted)
+        (logits, _), targets, _ = self._forced(params, model_state, batch, train=False)
+        counted = (targets != PAD) & counts[:, None]
+        losses = jnp.where(counted, cross_entropy(logits, targets), 0.0)
+        right = counted & (jnp.argmax(logits, -1) == targets)
+        sums = (jnp.sum(x, dtype=jnp.int32) for x in (right, counted))
+        return EvalTotals(jnp.sum(losses), *sums)
 
     def judge(self, params: Arrays, model_state: Arrays) -> dict[str, float]:
         """BLEU-1 to BLEU-4 of captions generated for the validation split."""
@@ -245,20 +269,13 @@ class Captioning(Task):
         return best_captions(self._merge(params, model_state), inputs, self._search)
 
     def _forced(
-        self,
-        params: Arrays,
-        model_state: Arrays,
-        data: Captions,
-        rows: jax.Array,
-        length: int,
-        *,
-        train: bool,
+        self, params: Arrays, model_state: Arrays, batch: Batch, *, train: bool
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, Arrays]:
         """Logits and alphas under teacher forcing, what was to be predicted, the new state."""
-        tokens = data.tokens[rows, : length + 1]
-        inputs = data.inputs[data.picture[rows]]
-        outputs, model_state = self._apply(params, model_state, inputs, tokens[:, :-1], train=train)
-        return outputs, tokens[:, 1:], model_state
+        outputs, model_state = self._apply(
+            params, model_state, batch.inputs, batch.tokens[:, :-1], train=train
+        )
+        return outputs, batch.tokens[:, 1:], model_state
 
 
 def best_captions(model: Any, inputs: jax.Array, search: Search) -> jax.Array:
@@ -306,7 +323,13 @@ def _all(pictures: Pictures) -> list[str]:
     return [caption for captions in pictures.captions for caption in captions]
 
 
-def _on_device(pictures: Pictures, tokens: np.ndarray) -> Captions:
+def _picture(pictures: Pictures) -> np.ndarray:
+    """Of each caption, int32."""
     numbers = [len(captions) for captions in pictures.captions]
-    picture = np.repeat(np.arange(len(numbers), dtype=np.int32), numbers)
-    return Captions(jnp.asarray(pictures.inputs), jnp.asarray(tokens), jnp.asarray(picture))
+    return np.repeat(np.arange(len(numbers), dtype=np.int32), numbers)
+
+
+def _on_device(pictures: Pictures, tokens: np.ndarray) -> Captions:
+    return Captions(
+        jnp.asarray(pictures.inputs), jnp.asarray(tokens), jnp.asarray(_picture(pictures))
+    )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.errors import UserError
-from pb_jax.training import delta, stored
+from pb_jax.training import delta, processes, stored
 from pb_jax.training.modules import Arrays
 
 
@@ -79,7 +79,7 @@ class Checkpoints:
         self.wait()
         if delta.applies(state):
             state, frozen, kinds = delta.split(state)
-            base = self._bases.write(frozen)
+            base = processes.on_first(lambda: self._bases.write(frozen))
             items[stored.DELTA] = save.JsonSave({"base": base, "params": kinds})  # pyright: ignore[reportCallIssue]
             self._remove_bases(base["file"])
         else:
@@ -107,10 +107,15 @@ class Checkpoints:
                 restored = self._restore(epoch, like)
             except Exception as error:  # orbax and tensorstore raise many kinds
                 failures.append(f"  {self.folder / str(epoch)}: {_said(error)}")
+                processes.succeeded(False)
+                continue
+            if not processes.succeeded(True):
+                failures.append(f"  {self.folder / str(epoch)}: another process cannot read it")
                 continue
             if failures:
                 for failed in [e for e in self.epochs() if e > epoch]:
-                    set_aside(self.folder / str(failed), self.folder)
+                    damaged = self.folder / str(failed)
+                    processes.on_first(lambda path=damaged: set_aside(path, self.folder))
                 self._manager.reload()
                 self._warn("WARNING: damaged checkpoint, set aside:\n" + "\n".join(failures))
                 self._warn(f"WARNING: going on from the one before, of {self._key} {epoch}")
@@ -152,6 +157,8 @@ class Checkpoints:
 
     def _remove_bases(self, *needed: str) -> None:
         """Remove the bases that no checkpoint names, but for those that the next one needs."""
+        if not processes.is_first():
+            return
         try:
             named = {
                 stored.item(self.folder / str(epoch), stored.DELTA)["base"]["file"]

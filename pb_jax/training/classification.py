@@ -58,7 +58,7 @@ class DataLike(Protocol):
 
 
 class Split(NamedTuple):
-    """Examples on the device: uint8 images (N, H, W, C) and int32 labels (N,)."""
+    """Examples: uint8 images (N, H, W, C) and int32 labels (N,)."""
 
     images: jax.Array
     labels: jax.Array
@@ -117,13 +117,21 @@ class Classification(Task):
         rows = evaluation_order(len(self._data.test.labels), min(self.batch_size, 1000))
         return Order(rows, (0,) * len(rows))
 
-    def loss(
-        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array, length: int
-    ) -> tuple[jax.Array, Outcome]:
+    def gather(self, data: Split, rows: jax.Array, length: int) -> Split:
         """See `Task`."""
         del length
-        images, labels = _gather(data, rows)
-        images = self._normalised(images)
+        images = jnp.take(data.images, rows, axis=0, mode="clip")
+        return Split(images, data.labels.at[rows].get(mode="clip"))
+
+    def read(self, rows: np.ndarray, length: int, *, evaluation: bool = False) -> Split:
+        """See `Task`."""
+        del length
+        split = self._data.test if evaluation else self._data.train
+        return Split(split.images[rows], np.asarray(split.labels, np.int32)[rows])  # pyright: ignore[reportArgumentType]
+
+    def loss(self, params: Arrays, model_state: Arrays, batch: Split) -> tuple[jax.Array, Outcome]:
+        """See `Task`."""
+        images, labels = self._normalised(batch.images), batch.labels
         logits, model_state = self._apply(
             params, model_state, images, train=True, prepare=self._prepare
         )
@@ -132,13 +140,15 @@ class Classification(Task):
         return loss, Outcome(model_state, right, jnp.int32(labels.size))
 
     def evaluate(
-        self, params: Arrays, model_state: Arrays, data: Split, rows: jax.Array, length: int
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        batch: Split,
+        counts: jax.Array,
     ) -> EvalTotals:
         """See `Task`."""
-        del length
-        counts = rows >= 0
-        images, labels = _gather(data, jnp.maximum(rows, 0))
-        logits, _ = self._apply(params, model_state, self._normalised(images), train=False)
+        images, labels = self._normalised(batch.images), batch.labels
+        logits, _ = self._apply(params, model_state, images, train=False)
         loss = jnp.where(counts, cross_entropy(logits, labels), 0.0)
         right = counts & (jnp.argmax(logits, axis=-1) == labels)
         return EvalTotals(
@@ -179,7 +189,3 @@ def normalised(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -
 
 def _on_device(split: SplitLike) -> Split:
     return Split(jnp.asarray(split.images), jnp.asarray(split.labels, jnp.int32))
-
-
-def _gather(data: Split, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.take(data.images, rows, axis=0, mode="clip"), data.labels.at[rows].get(mode="clip")

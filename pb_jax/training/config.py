@@ -143,6 +143,14 @@ KEYS: Mapping[str, Key] = {
     "dataset.limit_eval": _whole(None, 1, "use only so many test examples"),
     "checkpoint.every_epochs": _whole(1, 1, "save the latest; the best is saved at once"),
     "checkpoint.keep": _whole(2, 1, "latest checkpoints to keep, besides the best"),
+    "mesh.data": _whole(1, 1, "devices that share a batch and all have all parameters"),
+    "mesh.fsdp": _whole(1, 1, "times so many that share parameters and optimizer state too"),
+    "distributed": Key(
+        False, (bool,), "several processes, one a host, each started with the same command"
+    ),
+    "processes.coordinator": _text(None, "HOST:PORT of the first process; None: JAX finds it"),
+    "processes.count": _whole(None, 1, "how many; None: as SLURM, Open MPI or a cloud TPU say"),
+    "processes.index": _whole(None, 0, "which of them this is, from 0; None: the same"),
 }
 """The keys of every experiment."""
 
@@ -298,6 +306,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
         _check_value(name, key, flat[name])
     _check_epochs(flat)
     _check_schedule(flat)
+    _check_devices(flat)
     if flat["freeze.compact"] and flat["freeze.mode"] != "updates":
         raise UserError(
             f"freeze.compact=True does not go with freeze.mode={flat['freeze.mode']!r}: there the "
@@ -331,6 +340,40 @@ def _check_schedule(flat: Mapping[str, Any]) -> None:
     if flat["optimizer.patience"] is not None and flat["optimizer.boundaries"]:
         raise UserError(
             "optimizer.boundaries and optimizer.patience both set the learning rate: give one"
+        )
+
+
+def _check_devices(flat: Mapping[str, Any]) -> None:
+    devices = flat["mesh.data"] * flat["mesh.fsdp"]
+    for name in ("batch_size", "freeze.batch_size"):
+        if flat[name] is not None:
+            check_batch(name, flat[name], devices)
+    if flat["freeze.compact"] and flat["mesh.fsdp"] > 1:
+        raise UserError(
+            f"freeze.compact=True does not go with mesh.fsdp={flat['mesh.fsdp']}: optimizer state "
+            "that is split over devices stays dense"
+        )
+    given = [name for name in flat if name.startswith("processes.") and flat[name] is not None]
+    if given and not flat["distributed"]:
+        raise UserError(f"{given[0]} has no effect without distributed=True")
+
+
+def check_batch(name: str, batch_size: int, devices: int) -> None:
+    """Raise a `UserError` unless a batch can be split evenly over the devices.
+
+    Example:
+        >>> check_batch("batch_size", 100, 8)
+        Traceback (most recent call last):
+        ...
+        pb_jax.errors.UserError: batch_size=100 cannot be split over the 8 devices of the mesh: \
+96 and 104 can
+    """
+    if batch_size % devices:
+        below = batch_size // devices * devices
+        able = " and ".join(str(size) for size in (below, below + devices) if size)
+        raise UserError(
+            f"{name}={batch_size} cannot be split over the {devices} devices of the mesh: "
+            f"{able} can"
         )
 
 

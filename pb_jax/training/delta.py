@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -143,6 +142,8 @@ def split(state: TrainState) -> tuple[TrainState, dict[str, np.ndarray], dict[st
     """
     compact: pb_jax.CompactState = state.opt_state.inner_state  # pyright: ignore[reportAttributeAccessIssue]
     kept = Entries(compact.mask, compact.indices).take("params", state.params, by=pick)
+    if jax.process_count() > 1:  # what was picked is on this process alone
+        kept = jax.tree.map(lambda leaf: stored.put(leaf, state.step.sharding), kept)
     opt_state = state.opt_state._replace(inner_state=compact._replace(indices=None))  # pyright: ignore[reportAttributeAccessIssue]
     frozen = {
         name: np.asarray(param).reshape(-1)[~_trains(compact.mask[name].bits, param).ravel()]
@@ -234,8 +235,7 @@ def join(
     left = {name for name in found if not name.startswith((_PARAMS, _MASK))}
 
     def put(array: Any, leaf: Any) -> Any:
-        # A copy, as the state will be donated.
-        return stored.as_like(jax.device_put(jnp.array(array), like.step.sharding), leaf)
+        return stored.as_like(stored.put(array, like.step.sharding), leaf)
 
     def one(path: Any, leaf: Any) -> Any:
         name = stored.name_of(path)
@@ -252,8 +252,8 @@ def join(
     if left:
         raise ValueError(f"{min(left)} is of another optimizer")
     compact = state.opt_state.inner_state._replace(
-        mask=jax.device_put(packed, like.step.sharding),
-        indices=jax.device_put(indices, like.step.sharding),
+        mask=jax.tree.map(lambda leaf: stored.put(leaf, like.step.sharding), packed),
+        indices=jax.tree.map(lambda leaf: stored.put(leaf, like.step.sharding), indices),
     )
     return state._replace(
         params={name: put(whole[name], param) for name, param in like.params.items()},

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pb_jax.errors import UserError
-from pb_jax.training import stored
+from pb_jax.training import processes, stored
 from pb_jax.training.checkpoints import Checkpoints, set_aside
 from pb_jax.training.step import Totals, TrainState
 
@@ -70,7 +70,7 @@ class Interrupted:
 
     def exists(self) -> bool:
         """Whether there is an interrupted state."""
-        return bool(stored.epochs(self._folder))
+        return processes.on_first(lambda: bool(stored.epochs(self._folder)))
 
     def restore(self, like: TrainState, after: int, last: int) -> tuple[TrainState, Part] | None:
         """The state to go on from; None where there is none, or none that can be read.
@@ -87,7 +87,7 @@ class Interrupted:
             found = store.restore(like)
         except UserError as error:
             self._warn(f"WARNING: damaged, set aside: {str(error).splitlines()[1].strip()}")
-            set_aside(self._folder, self._folder.parent)
+            processes.on_first(lambda: set_aside(self._folder, self._folder.parent))
             return None
         finally:
             store.close()
@@ -108,6 +108,9 @@ class Interrupted:
 
     def remove(self) -> None:
         """Remove the state, where there is one: its epoch is over."""
+        processes.on_first(self._remove)
+
+    def _remove(self) -> None:
         passed = self._folder.with_name(
             f"{stored.INTERRUPTED}_passed"
         )  # a kill leaves nothing that looks whole

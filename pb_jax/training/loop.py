@@ -1,5 +1,7 @@
 """The training loop: full training, a mask, partial backpropagation, checkpoints, metrics."""
 
+import contextlib
+import io
 import math
 import sys
 import time
@@ -13,10 +15,12 @@ import optax
 
 from pb_jax.errors import UserError
 from pb_jax.files import finite
-from pb_jax.training import branch, mask_report, metrics
+from pb_jax.training import branch, mask_report, metrics, processes
 from pb_jax.training.checkpoints import Checkpoints, read_model
+from pb_jax.training.compact import is_compact
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.interrupted import Interrupted, Part
+from pb_jax.training.mesh import Placement
 from pb_jax.training.modules import Arrays
 from pb_jax.training.plateau import Plateau
 from pb_jax.training.progress import Progress
@@ -44,6 +48,7 @@ def fit(
     keep: int = 2,
     scan: bool | None = None,
     compiler_options: dict[str, Any] | None = None,
+    placement: Placement | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
     """Train, or go on with the run that `workdir` holds.
@@ -69,6 +74,7 @@ def fit(
         keep: latest checkpoints to keep.
         scan: an epoch under one `lax.scan`, or step by step; None: as suits the device.
         compiler_options: for the compiled functions, as `jax.jit` takes them.
+        placement: on several devices; None: on one.
         stream: where progress goes; None: standard output.
 
     Returns:
@@ -82,17 +88,27 @@ def fit(
     """
     if freezing is not None:
         freezing.check_optimizer(optimizer, task.params)
-    progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)
-    checkpoints = Checkpoints(workdir / "checkpoints", task.score, keep, warn=progress.say)
+    stack = contextlib.ExitStack()
+    # Of several processes all write checkpoints, and the first alone the rest.
+    folder, workdir = workdir / "checkpoints", stack.enter_context(processes.own_folder(workdir))
+    shown = stream or (sys.stdout if processes.is_first() else io.StringIO())
+    progress = Progress(shown, epochs, task.steps_per_epoch, task.batch_size)
+    checkpoints = Checkpoints(folder, task.score, keep, warn=progress.say)
     interrupted = Interrupted(checkpoints.folder, warn=progress.say)
     try:
         sizes = {name: leaf.size for name, leaf in task.params.items()}
-        steps = Steps(task, optimizer, freezing)
+        steps = Steps(task, optimizer, freezing, placement)
         state = strong(steps.initial(task.params, task.model_state))
+        if placement is not None:
+            state = placement.place(state)
         records, state, part = _resume(workdir, checkpoints, interrupted, state, progress, epochs)
+        if placement is not None and placement.fsdp > 1 and is_compact(state.opt_state):
+            state = placement.place(steps.expanded(placement.local(state)))
         if start_from is not None and not int(state.step):
             before = epochs + 1 if freezing is None else min(freezing.start_epoch, epochs + 1)
             state, records = branch.read(start_from, state, before)
+            if placement is not None:
+                state = placement.place(state)
             for record in records:
                 metrics.append(workdir / "metrics.jsonl", record)
             checkpoints.save(state, records[-1])
@@ -106,6 +122,7 @@ def fit(
                 scan=jax.default_backend() != "cpu" if scan is None else scan,
                 compiler_options=compiler_options,
                 progress=progress,
+                placement=placement,
             )
             # An epoch that has begun has its mask, if it makes one.
             first = part.epoch + bool(part.totals.steps)
@@ -153,7 +170,8 @@ def fit(
 
         def best() -> tuple[Arrays, Arrays]:
             if summary["best_epoch"] == len(records):
-                return state.params, state.model_state
+                last = state.params, state.model_state
+                return last if placement is None else placement.local(last)
             return read_model(
                 checkpoints.folder, summary["best_epoch"], state.params, state.model_state
             )
@@ -165,6 +183,7 @@ def fit(
     finally:
         progress.close()
         checkpoints.close()
+        stack.close()
 
 
 def _over(
@@ -202,7 +221,7 @@ def _resume(
             "give at least as many, or another --workdir"
         )
     # 2. The lines up to it: what came after will be written again.
-    records = metrics.rewind(workdir / "metrics.jsonl", done)
+    records = processes.on_first(lambda: metrics.rewind(workdir / "metrics.jsonl", done))
     if [record["epoch"] for record in records] != list(range(1, done + 1)):
         raise UserError(
             f"{workdir / 'metrics.jsonl'} lacks lines of epochs 1 to {done}, "
@@ -276,7 +295,8 @@ def _epoch(
 
     def evaluate() -> tuple[tuple[float, float], dict[str, float]]:
         runner.progress.status(f"evaluating epoch {epoch}")
-        return runner.evaluate(state), task.judge(state.params, state.model_state)
+        model = runner.local((state.params, state.model_state))
+        return runner.evaluate(state), task.judge(*model)
 
     if (evaluated := stopping.unless_asked(evaluate)) is None:
         return state, Part(epoch, totals, trained - began), None
@@ -294,7 +314,7 @@ def _epoch(
         seconds=time.monotonic() - began,
     )
     record |= finite({key: float(scores[key]) for key in task.scores})
-    return state, Part.none(epoch + 1), record
+    return state, Part.none(epoch + 1), processes.on_first(lambda: record)
 
 
 def epoch_record(

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.training.compact import is_compact, trainable
+from pb_jax.training.feed import Batches, Resident, Streamed
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mask_report import MaskReport, look
+from pb_jax.training.mesh import Placement
 from pb_jax.training.modules import Arrays
 from pb_jax.training.progress import Progress
 from pb_jax.training.step import (
@@ -44,6 +46,7 @@ class Runner:
             length always goes step by step.
         compiler_options: as `jax.jit` takes them.
         progress: where to show it.
+        placement: of the arrays on several devices, as `steps` has it; None: one device.
 
     Attributes:
         compiling: seconds of the last epoch that went into compacting the optimizer's state and
@@ -59,16 +62,16 @@ class Runner:
         scan: bool,
         compiler_options: dict[str, Any] | None,
         progress: Progress,
+        placement: Placement | None = None,
     ) -> None:
         self.task, self.steps, self.progress = task, steps, progress
         self._seed = seed
-        self._train_data, self._evaluation_data = task.train_data(), task.evaluation_data()
         self._scan = scan and len(task.lengths) == 1
-        order = task.evaluation_order()
-        rows = jnp.asarray(order.rows)
-        self._evaluation = (
-            [(rows, 0)] if self._scan else list(zip(rows, order.lengths, strict=True))
-        )
+        self._placement = placement
+        if placement is None:
+            self._feed = Resident(task, whole=self._scan)
+        else:
+            self._feed = Streamed(task, placement, whole=self._scan)
         self._weights = size(task.params)
         self.compiling = 0.0
         self._compiler_options = compiler_options
@@ -80,22 +83,24 @@ class Runner:
         began = time.monotonic()
         self.progress.status("compiling")
         steps, compilation = self.steps, self._compilation
-        rows = jnp.asarray(self.task.order(self._seed, 1).rows)  # all epochs' are of one shape
+        order = self.task.order(self._seed, 1)  # all epochs' are of one shape
         dense, jobs = state, {}
         if is_compact(state.opt_state):
-            jobs |= self._training(state, rows)
-            dense = jax.eval_shape(self._fresh, state.params, state.model_state)
+            jobs |= self._training(state, order)
+            dense = self._shapes(jax.eval_shape(self._fresh, state.params, state.model_state))
         if dense is state or any(freezing and freezing.releases(epoch) for epoch in epochs):
-            jobs |= self._training(dense, rows)
-        for batch, length in {length: (b, length) for b, length in self._evaluation}.values():
+            jobs |= self._training(dense, order)
+        for data, rows, length in {
+            batch.length: batch for batch in self._feed.evaluation()
+        }.values():
             evaluate = functools.partial(steps.evaluate, length=length)
             jobs["evaluate", length] = compilation(
-                steps.evaluate_many if self._scan else evaluate,
+                evaluate if self._placement is None and not self._scan else steps.evaluate_many,
                 state.params,
                 state.model_state,
-                EvalTotals.empty(),
-                self._evaluation_data,
-                batch,
+                self._placed(EvalTotals.empty()),
+                data,
+                rows,
             )
         for length, judged in self._mask_orders(freezing, epochs):
             for at in set(judged.lengths):
@@ -103,15 +108,13 @@ class Runner:
                     functools.partial(steps.add_magnitudes, length=at),
                     state.params,
                     dense,
-                    self._train_data,
-                    jnp.asarray(judged.rows),
-                    jnp.int32(0),
-                    jnp.float32(0),
+                    *self._feed.like(judged, at),
+                    *self._placed((jnp.int32(0), jnp.float32(0))),
                     donate=True,
                 )
             jobs["mask", length] = compilation(
                 functools.partial(steps.mask, length=length),
-                *(dense, Totals.empty(), self._train_data, rows),
+                *(dense, self._placed(Totals.empty()), *self._feed.like(order, length)),
                 *((state.params,) if judged.lengths else ()),
                 donate=True,
             )
@@ -139,38 +142,38 @@ class Runner:
             stopping: says when to stop.
         """
         order = self.task.order(self._seed, epoch)
-        rows, lengths = jnp.asarray(order.rows), order.lengths
+        batches, lengths, totals = self._feed.epoch(order), order.lengths, self._placed(totals)
         report, self.compiling = None, 0.0
         done = int(totals.steps)
         if done == 0:
             state, totals, report = self._first(
-                state, totals, epoch, order, rows, freezing, stopping
+                state, totals, epoch, order, batches(0), freezing, stopping
             )
             done = 1
         if self._scan and done == 1:
             if len(lengths) > 1 and not stopping.asked:
                 rest = self._compiled[_named("rest", state), 0]
-                state, totals = rest(state, totals, self._train_data, rows)
+                state, totals = rest(state, totals, *batches(1))
             return state, totals, report
         pending = collections.deque([totals])
-        for length in lengths[done:]:
+        for number, length in enumerate(lengths[done:], done):
             if stopping.asked:
                 break
             if len(pending) == _IN_FLIGHT:
                 self._show(pending.popleft(), report)
-            state, totals = self._step(length, state, totals, rows)
+            state, totals = self._step(length, state, totals, batches(number))
             pending.append(totals)
         return state, totals, report
 
     def evaluate(self, state: TrainState) -> tuple[float, float]:
         """Mean loss and accuracy on what the task evaluates."""
-        totals = EvalTotals.empty()
+        totals = self._placed(EvalTotals.empty())
         pending = collections.deque([totals])
-        for rows, length in self._evaluation:
+        for data, rows, length in self._feed.evaluation():
             if len(pending) == _IN_FLIGHT:
                 pending.popleft().loss.block_until_ready()
             totals = self._compiled["evaluate", length](
-                state.params, state.model_state, totals, self._evaluation_data, rows
+                state.params, state.model_state, totals, data, rows
             )
             pending.append(totals)
         loss, correct, counted = jax.device_get(totals)
@@ -180,14 +183,17 @@ class Runner:
         """Share of the weights that are frozen."""
         if is_compact(state.opt_state):
             return (self._weights - trainable(state.opt_state)) / self._weights
-        counts = np.asarray(self._frozen_counts(state.opt_state))
+        counts = np.asarray(self.local(self._frozen_counts(state.opt_state)))
         return int(counts.sum(dtype=np.int64)) / self._weights
 
+    def local(self, tree: Any) -> Any:
+        """Arrays of the state, or of a report, whole and on one device of this process."""
+        return tree if self._placement is None else self._placement.local(tree)
+
     def _step(
-        self, length: int, state: TrainState, totals: Totals, rows: jax.Array
+        self, length: int, state: TrainState, totals: Totals, batches: Batches
     ) -> tuple[TrainState, Totals]:
-        step = self._compiled[_named("train", state), length]
-        return step(state, totals, self._train_data, rows)
+        return self._compiled[_named("train", state), length](state, totals, *batches)
 
     def _first(
         self,
@@ -195,7 +201,7 @@ class Runner:
         totals: Totals,
         epoch: int,
         order: Order,
-        rows: jax.Array,
+        batches: Batches,
         freezing: Freezing | None,
         stopping: Stopping,
     ) -> tuple[TrainState, Totals, MaskReport | None]:
@@ -203,15 +209,15 @@ class Runner:
         if stopping.asked:
             return state, totals, None
         if freezing is not None and freezing.releases(epoch):
-            state = jax.jit(self.steps.release, donate_argnums=0)(self.steps.expanded(state))
+            state = self._released(self._expanded(state))
         if freezing is None or not freezing.makes_mask(epoch):
-            return *self._step(order.lengths[0], state, totals, rows), None
-        dense = self.steps.expanded(state)
+            return *self._step(order.lengths[0], state, totals, batches), None
+        dense = self._expanded(state)
         judged = self._judged(dense, order, freezing, stopping)
         if stopping.asked:
             return state, totals, None
-        state, totals, report = self._mask(dense, totals, order, rows, judged, freezing)
-        return self._compacted(state, rows, stopping), totals, report
+        state, totals, report = self._mask(dense, totals, order, batches, judged, freezing)
+        return self._compacted(state, order, stopping), totals, report
 
     def _judged(
         self, state: TrainState, order: Order, freezing: Freezing, stopping: Stopping
@@ -219,14 +225,15 @@ class Runner:
         """What a mask is judged by, if not by the gradients of the step that makes it."""
         if not freezing.looks_further:
             return ()
-        batches = freezing.judged(order)
-        total = jax.tree.map(jnp.zeros_like, state.params)
-        looked_at, weight = jnp.asarray(batches.rows), jnp.float32(1 / len(batches.lengths))
-        for row, length in enumerate(batches.lengths):
+        further = freezing.judged(order)
+        batches, weight = self._feed.epoch(further), jnp.float32(1 / len(further.lengths))
+        zeros = {name: jnp.zeros(p.shape, p.dtype) for name, p in state.params.items()}
+        total = self._placed(zeros)
+        for row, length in enumerate(further.lengths):
             if stopping.asked:
                 break
             total = self._compiled["magnitudes", length](
-                total, state, self._train_data, looked_at, jnp.int32(row), weight
+                total, state, *batches(row), *self._placed((jnp.int32(row), weight))
             )
         return (total,)
 
@@ -235,26 +242,42 @@ class Runner:
         state: TrainState,
         totals: Totals,
         order: Order,
-        rows: jax.Array,
+        batches: Batches,
         judged: tuple[Arrays, ...],
         freezing: Freezing,
     ) -> tuple[TrainState, Totals, MaskReport]:
         state, totals, estimate, seen = self._compiled["mask", order.lengths[0]](
-            state, totals, self._train_data, rows, *judged
+            state, totals, *batches, *judged
         )
         mask = mask_of(state.opt_state)
         assert mask is not None
-        return state, totals, look(estimate, seen, mask, freezing.alpha)
+        return state, totals, self.local(look(estimate, seen, mask, freezing.alpha))
 
-    def _compacted(self, state: TrainState, rows: jax.Array, stopping: Stopping) -> TrainState:
+    def _expanded(self, state: TrainState) -> TrainState:
+        if not is_compact(state.opt_state):
+            return state
+        return self._placed(self.steps.expanded(self.local(state)))
+
+    def _released(self, state: TrainState) -> TrainState:
+        options = {}
+        if self._placement is not None:
+            options["out_shardings"] = self._placement.shardings(state)
+        return jax.jit(self.steps.release, donate_argnums=0, **options)(state)
+
+    def _compacted(self, state: TrainState, order: Order, stopping: Stopping) -> TrainState:
         """The state to go on with after a mask, and what is compiled for it."""
+        if self._placement is not None and self._placement.fsdp > 1:
+            return state  # every device has but a part of it
         state.step.block_until_ready()  # the mask step is training
         began = time.monotonic()
         self.progress.status("compacting the optimizer's state")
-        state, note = self.steps.compacted(state)
+        local, note = self.steps.compacted(self.local(state))
+        if is_compact(local.opt_state):
+            state = self._placed(local)
+        del local
         if is_compact(state.opt_state) and not stopping.asked:
             self.progress.status("compiling")
-            self._compile(self._training(state, rows))
+            self._compile(self._training(state, order))
             note += f", compiled in {time.monotonic() - began:.1f} s"
         if note:
             self.progress.say(note)
@@ -262,21 +285,25 @@ class Runner:
         return state
 
     def _training(
-        self, state: TrainState, rows: jax.Array
+        self, state: TrainState, order: Order
     ) -> dict[tuple[str, int], Callable[[], Any]]:
         """The compilations of an epoch's steps for a state, or for the shapes of a dense one."""
-        steps = self.steps.narrowed(state)
-        arguments = (state, Totals.empty(), self._train_data, rows)
+        steps, before = self.steps.narrowed(state), (state, self._placed(Totals.empty()))
         jobs = {
             (_named("train", state), length): self._compilation(
-                functools.partial(steps.train, length=length), *arguments, donate=True
+                functools.partial(steps.train, length=length),
+                *before,
+                *self._feed.like(order, length),
+                donate=True,
             )
             for length in self.task.lengths
         }
         if self._scan and self.task.steps_per_epoch > 1:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
             many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
-            jobs[_named("rest", state), 0] = self._compilation(many, *arguments, donate=True)
+            jobs[_named("rest", state), 0] = self._compilation(
+                many, *before, *self._feed.like(order, 0), donate=True
+            )
         return jobs
 
     def _fresh(self, params: Arrays, model_state: Arrays) -> TrainState:
@@ -308,15 +335,26 @@ class Runner:
         self, function: Callable[..., Any], *arguments: Any, donate: bool = False
     ) -> Callable[[], Any]:
         """The call that compiles `function`, which may donate its first argument."""
+        options = {}
+        if self._placement is not None:
+            found = jax.eval_shape(function, *arguments)
+            options["out_shardings"] = self._placement.shardings(found)
         return (
             jax.jit(
                 function,
                 donate_argnums=(0,) if donate else (),
                 compiler_options=self._compiler_options,
+                **options,
             )
             .lower(*arguments)
             .compile
         )
+
+    def _placed(self, tree: Any) -> Any:
+        return tree if self._placement is None else self._placement.place(tree)
+
+    def _shapes(self, tree: Any) -> Any:
+        return tree if self._placement is None else self._placement.shapes(tree)
 
     def _show(self, totals: Totals, report: MaskReport | None) -> None:
         """Wait for a step that was dispatched some steps ago, and draw progress if it is time."""

@@ -14,6 +14,7 @@ import optax
 import pb_jax
 from pb_jax.training import compact
 from pb_jax.training.freezing import Freezing
+from pb_jax.training.mesh import Placement
 from pb_jax.training.modules import Arrays
 from pb_jax.training.task import EvalTotals, Outcome, Task
 
@@ -69,6 +70,8 @@ class Steps:
         task: what is trained, on what.
         optimizer: an optax transformation, `partial_backprop` around it or not.
         freezing: what is frozen and when; None: full training.
+        placement: of the arrays on several devices. Data then comes in batches that were laid out
+            for them (`Placement.batches`), and None in place of the indices.
     """
 
     def __init__(
@@ -76,10 +79,12 @@ class Steps:
         task: Task,
         optimizer: optax.GradientTransformation,
         freezing: Freezing | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._task = task
         self._optimizer = optimizer
         self._freezing = freezing
+        self._placement = placement
 
     def initial(self, params: Arrays, model_state: Arrays) -> TrainState:
         """The state before the first step."""
@@ -90,25 +95,32 @@ class Steps:
         return TrainState(jnp.zeros([], jnp.int32), dict(params), dict(model_state), opt_state)
 
     def train(
-        self, state: TrainState, totals: Totals, data: Any, order: jax.Array, *, length: int = 0
+        self,
+        state: TrainState,
+        totals: Totals,
+        data: Any,
+        order: jax.Array | None,
+        *,
+        length: int = 0,
     ) -> tuple[TrainState, Totals]:
         """One update with the batch that is due.
 
         Args:
             state: before the update.
             totals: of the epoch so far.
-            data: the training split.
-            order: indices of an epoch's batches, int32 (steps in an epoch, batch size).
+            data: the training split; with a placement the epoch's batches, or the one that is due.
+            order: indices of an epoch's batches, int32 (steps in an epoch, batch size); with a
+                placement None.
             length: to which the batch's sequences are cut; see `Task.lengths`.
 
         Returns:
             The state and totals after the update.
         """
-        loss, outcome, grads = self._gradients(state, data, order, _position(state, order), length)
+        loss, outcome, grads = self._gradients(state, data, order, None, length)
         return self._updated(state, totals, loss, outcome, grads)
 
     def train_many(
-        self, state: TrainState, totals: Totals, data: Any, order: jax.Array, *, count: int
+        self, state: TrainState, totals: Totals, data: Any, order: jax.Array | None, *, count: int
     ) -> tuple[TrainState, Totals]:
         """`count` calls of `train` as one `lax.scan`."""
 
@@ -122,7 +134,7 @@ class Steps:
         state: TrainState,
         totals: Totals,
         data: Any,
-        order: jax.Array,
+        order: jax.Array | None,
         rule_updates: Arrays | None = None,
         *,
         length: int = 0,
@@ -135,12 +147,12 @@ class Steps:
         Args:
             state: see `train`, as for the next three.
             totals: of the epoch so far.
-            data: the training split.
-            order: of the epoch.
+            data: see `train`.
+            order: see `train`.
             rule_updates: what the rule is to judge in place of this batch's gradients.
             length: see `train`.
         """
-        loss, outcome, grads = self._gradients(state, data, order, _position(state, order), length)
+        loss, outcome, grads = self._gradients(state, data, order, None, length)
         freezing, opt_state = self._freezing, state.opt_state
         assert freezing is not None
         assert isinstance(opt_state, pb_jax.PartialBackpropState)
@@ -163,7 +175,7 @@ class Steps:
         if not compact.is_compact(state.opt_state):
             return self
         task = self._task.with_channels(compact.trained_channels(state.opt_state))
-        return Steps(task, self._optimizer, self._freezing)
+        return Steps(task, self._optimizer, self._freezing, self._placement)
 
     def expanded(self, state: TrainState) -> TrainState:
         """The state with the optimizer's in its dense form. Not to be traced."""
@@ -184,7 +196,7 @@ class Steps:
         total: Arrays,
         state: TrainState,
         data: Any,
-        order: jax.Array,
+        order: jax.Array | None,
         row: jax.Array,
         weight: jax.Array,
         *,
@@ -204,8 +216,14 @@ class Steps:
         *,
         length: int = 0,
     ) -> EvalTotals:
-        """Add a batch, in evaluation mode, to the totals; indices of -1 do not count."""
-        found = self._task.evaluate(params, model_state, data, rows, length)
+        """Add a batch, in evaluation mode, to the totals; indices of -1 do not count.
+
+        With a placement `data` is the batch.
+        """
+        counts = rows >= 0
+        if self._placement is None:
+            data = self._task.gather(data, jnp.maximum(rows, 0), length)
+        found = self._task.evaluate(params, model_state, data, counts)
         return EvalTotals(*(a + b for a, b in zip(totals, found, strict=True)))
 
     def evaluate_many(
@@ -213,20 +231,32 @@ class Steps:
     ) -> EvalTotals:
         """`evaluate` over rows (batches, batch size) as one `lax.scan`."""
 
-        def body(carry: EvalTotals, row: jax.Array):
-            return self.evaluate(params, model_state, carry, data, row), None
+        def body(carry: EvalTotals, batch: Any):
+            return self.evaluate(params, model_state, carry, *batch), None
 
-        return jax.lax.scan(body, totals, rows)[0]
+        if self._placement is None:
+            return jax.lax.scan(lambda c, row: body(c, (data, row)), totals, rows)[0]
+        return jax.lax.scan(body, totals, (data, rows))[0]
 
     def _gradients(
-        self, state: TrainState, data: Any, order: jax.Array, row: Any, length: int
+        self, state: TrainState, data: Any, order: jax.Array | None, row: Any, length: int
     ) -> tuple[jax.Array, Outcome, Arrays]:
+        """Of the batch `row`; None: of the one that is due."""
+        batches = jax.tree.leaves(data)[0] if order is None else order
+        row = state.step % batches.shape[0] if row is None else row
+
         def loss_fn(trained: Arrays) -> tuple[jax.Array, Outcome]:
             params = {**state.params, **trained}
-            return self._task.loss(params, state.model_state, data, order[row], length)
+            if order is None:
+                batch = jax.tree.map(lambda leaf: leaf[row], data)
+            else:
+                batch = self._task.gather(data, order[row], length)
+            return self._task.loss(params, state.model_state, batch)
 
         trained = compact.trained(state.opt_state, state.params)
         (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        if self._placement is not None:
+            grads = self._placement.constrained(grads)
         return loss, outcome, grads
 
     def _updated(
@@ -310,7 +340,3 @@ def strong(tree: Any) -> Any:
         ),
         tree,
     )
-
-
-def _position(state: TrainState, order: jax.Array) -> jax.Array:
-    return state.step % order.shape[0]

@@ -26,7 +26,7 @@ def flat(state: Any) -> dict[str, jax.Array]:
     >>> flat({"params": {"conv1.kernel": jnp.ones(1)}})
     {'params.conv1.kernel': Array([1.], dtype=float32)}
     """
-    return {name_of(path): _plain(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+    return {name_of(path): plain(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
 def unflat(found: dict[str, Any], like: Any) -> Any:
@@ -46,7 +46,14 @@ def as_like(leaf: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
 
 
-def _plain(leaf: Any) -> jax.Array:
+def put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A copy on the devices of `sharding`; of several processes each fills its own."""
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: np.array(whole[index]))
+
+
+def plain(leaf: Any) -> jax.Array:
+    """A leaf as it is stored: the integers that a random key is made of."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 

@@ -90,16 +90,35 @@ class Task(abc.ABC):
         """Batches that hold every evaluated example once; -1 fills up."""
 
     @abc.abstractmethod
-    def loss(
-        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array, length: int
-    ) -> tuple[jax.Array, Outcome]:
+    def gather(self, data: Any, rows: jax.Array, length: int) -> Any:
+        """A batch: the examples `rows` of a split that is on the device, cut to `length`."""
+
+    @abc.abstractmethod
+    def read(self, rows: np.ndarray, length: int, *, evaluation: bool = False) -> Any:
+        """What `gather` returns, as arrays on the host, read from where the task has them.
+
+        Args:
+            rows: of any shape, which becomes the first axes of all arrays; of -1, any example.
+            length: see `gather`.
+            evaluation: of the split that is evaluated, not of the training split.
+        """
+
+    @abc.abstractmethod
+    def loss(self, params: Arrays, model_state: Arrays, batch: Any) -> tuple[jax.Array, Outcome]:
         """Mean loss of a training batch, a float32 scalar to be differentiated."""
 
     @abc.abstractmethod
     def evaluate(
-        self, params: Arrays, model_state: Arrays, data: Any, rows: jax.Array, length: int
+        self, params: Arrays, model_state: Arrays, batch: Any, counts: jax.Array
     ) -> EvalTotals:
-        """Sums over a batch in evaluation mode; rows of -1 do not count."""
+        """Sums over a batch in evaluation mode.
+
+        Args:
+            params: of the model.
+            model_state: of the model.
+            batch: from `gather` or `read`.
+            counts: bool (batch size,): which examples count.
+        """
 
     def with_channels(self, trained: Mapping[str, np.ndarray]) -> "Task":
         """The same task for a mask that is known.

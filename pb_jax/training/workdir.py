@@ -19,9 +19,15 @@ RESUMABLE: frozenset[str] = frozenset(
         "dataset.source_dir",
         "checkpoint.every_epochs",
         "checkpoint.keep",
+        "mesh.data",
+        "mesh.fsdp",
+        "distributed",
+        "processes.coordinator",
+        "processes.count",
+        "processes.index",
     }
 )
-"""Keys that may change when a run is resumed: they do not change what an epoch computes."""
+"""Keys that may change when a run is resumed: but for rounding, an epoch computes the same."""
 
 
 @contextmanager
