@@ -127,14 +127,14 @@ def by_itself(tmp_path_factory):
         jobs.append(sorted(asked))
         original(self, asked)
 
-    def begin(self, epoch, original=Progress.begin):
+    def begin(self, epoch, *rest, original=Progress.begin):
         began[epoch] = programs["so far"]
-        original(self, epoch)
+        original(self, epoch, *rest)
 
-    def compacted(self, state, rows, original=Runner._compacted):
+    def compacted(self, state, *rest, original=Runner._compacted):
         arrays = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
         dense.extend(map(weakref.ref, arrays))
-        return original(self, state, rows)
+        return original(self, state, *rest)
 
     def append(path, record, original=metrics.append):
         epoch = record["epoch"]
