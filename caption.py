@@ -26,12 +26,12 @@ where all pictures have a caption, 2 where an error was reported, 130 after Ctrl
 import argparse
 import json
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from pb_jax import program
 from pb_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -221,31 +221,18 @@ def main(argv: Sequence[str]) -> int:
     if not argv[1:] or {"--help", "-h"} & set(argv[1:]):
         print(__doc__)
         return 0 if argv[1:] else 2
-    debug = "--debug" in argv
+    return program.run(lambda: _main(argv), debug="--debug" in argv)
 
-    def report(error: UserError) -> None:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
 
-    try:
-        options = parse(argv)
-        describer = Describer(options.workdir, beam=options.beam, weights=options.weights)
-        status = 0
-        folder = options.workdir / "figures"
-        for image, figure in zip(options.images, figure_paths(folder, options.images), strict=True):
-            try:
-                _describe(describer, image, None if options.no_figure else figure)
-            except UserError as error:  # the others may be in order
-                report(error)
-                status = 2
-        return status
-    except UserError as error:
-        report(error)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+def _main(argv: Sequence[str]) -> int:
+    options = parse(argv)
+    describer = Describer(options.workdir, beam=options.beam, weights=options.weights)
+    figures = figure_paths(options.workdir / "figures", options.images)
+    return program.each(
+        zip(options.images, figures, strict=True),
+        lambda paths: _describe(describer, paths[0], None if options.no_figure else paths[1]),
+        debug=options.debug,
+    )
 
 
 def _describe(describer: Describer, image: Path, figure: Path | None) -> None:
@@ -266,4 +253,4 @@ def _describe(describer: Describer, image: Path, figure: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    program.end(main(sys.argv))

@@ -45,15 +45,13 @@ or values may be added. A run that fails is reported, and the others are run. DI
 
 import argparse
 import shlex
-import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import train
+from pb_jax import program
 from pb_jax.errors import UserError
 
 TRAIN = Path(train.__file__).resolve()
@@ -65,18 +63,11 @@ def main(argv: Sequence[str]) -> int:
     0: all runs are finished; 1: a run has failed; 2: something the user can mend; 130, 143: stopped
     by Ctrl-C or SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _main(argv)
-    except (KeyboardInterrupt, train.TerminatedError) as stop:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"\nstopped; this goes on:\n  python {shlex.join(argv)}", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise train.TerminatedError
+    return program.run(
+        lambda: _main(argv),
+        debug="--debug" in argv,
+        stopped=f"\nstopped; this goes on:\n  python {shlex.join(argv)}",
+    )
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -85,42 +76,35 @@ def _main(argv: Sequence[str]) -> int:
     if {"--help", "-h", "-help"} & set(argv[1:]):
         print(__doc__)
         return 0
-    try:
-        options, rest = _options(argv[1:])
-        parsed = train.parse([argv[0], *rest])
-        choices = study.parse_rules(options.rules)
-        plan = study.make_plan(
-            parsed.config, choices, options.seeds, study.parse_grid(options.grid)
+    options, rest = _options(argv[1:])
+    parsed = train.parse([argv[0], *rest])
+    choices = study.parse_rules(options.rules)
+    plan = study.make_plan(parsed.config, choices, options.seeds, study.parse_grid(options.grid))
+    base = study.base_of(parsed.config)
+    for run in plan:
+        train.check_names(study.configuration(base, run))
+    folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
+    whole = study.settle(
+        folder, study.Study(options.config, base, plan, (f"python {shlex.join(argv)}",))
+    )
+    print(f"{len(plan)} runs in {folder}", flush=True)
+    if options.together:
+        together(folder, base, plan, options.together, options.most)
+        failures = []
+    else:
+        executor = study.Executor(
+            folder,
+            lambda run, share, source: command(folder, whole, run, share, source),
+            lambda run: study.configuration(base, run)["epochs"],
+            starts=study.starts_of(base, plan) if options.share_start else None,
+            jobs=options.jobs,
+            stream=sys.stdout,
         )
-        base = study.base_of(parsed.config)
-        for run in plan:
-            train.check_names(study.configuration(base, run))
-        folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
-        whole = study.settle(
-            folder, study.Study(options.config, base, plan, (f"python {shlex.join(argv)}",))
-        )
-        print(f"{len(plan)} runs in {folder}", flush=True)
-        if options.together:
-            together(folder, base, plan, options.together, options.most)
-            failures = []
-        else:
-            executor = study.Executor(
-                folder,
-                lambda run, share, source: command(folder, whole, run, share, source),
-                lambda run: study.configuration(base, run)["epochs"],
-                starts=study.starts_of(base, plan) if options.share_start else None,
-                jobs=options.jobs,
-                stream=sys.stdout,
-            )
-            failures = executor.run(plan)
-        paths = study.write_report(folder)
-    except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        failures = executor.run(plan)
+    paths = study.write_report(folder)
     print(f"\n{paths[0].read_text(encoding='utf-8')}")
     print("\n".join(map(str, paths)))
+    print(f"\nits runs on one page: python -m pb_jax.reports {shlex.quote(str(folder))}")
     for failure in failures:
         print(f"failed: {failure.run.title}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -222,4 +206,4 @@ def flags(config: str, base: Mapping[str, Any], run: Any, share: float | None) -
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    program.end(main(sys.argv))

@@ -36,17 +36,14 @@ best epoch on the test split once, at the end. DIR holds at the end:
 
 import contextlib
 import io
-import os
 import re
 import shlex
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pb_jax import program
 from pb_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -292,10 +289,6 @@ class Command(NamedTuple):
     start_from: Path | None = None
 
 
-class TerminatedError(BaseException):
-    """The process was asked to end, by SIGTERM."""
-
-
 def parse(argv: Sequence[str]) -> Command:
     """Read flags and the config file.
 
@@ -355,27 +348,20 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}"
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise TerminatedError
-
-
 def main(argv: Sequence[str]) -> int:
     """The program; returns its exit status.
 
     0: done; 1: the loss diverged; 2: something the user can mend; 3: another process of the run is
     gone; 130, 143: stopped by Ctrl-C or SIGTERM, and saved at the step if it was training.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _main(argv)
-    except (KeyboardInterrupt, TerminatedError) as stop:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"\nstopped; this resumes it:\n  python {shlex.join(argv)}", file=sys.stderr)
-        return 130 if isinstance(stop, KeyboardInterrupt) else 143
+    return program.run(
+        lambda: _main(argv),
+        debug="--debug" in argv,
+        stopped=f"\nstopped; this resumes it:\n  python {shlex.join(argv)}",
+    )
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str]) -> None:
     import models
     from pb_jax import training
 
@@ -384,23 +370,15 @@ def _main(argv: Sequence[str]) -> int:
             f"{__doc__}\nKeys of a configuration and their defaults (-: none, or the rule's own):"
         )
         print(f"\n{training.describe_keys()}")
-        return 0
-    try:
-        command = parse(argv)
-        models.reuse_host_memory()
-        with training.peers_matter():
-            summary = train_and_evaluate(*command)
-    except UserError as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, training.PeerError):
-            os._exit(3)  # an orderly end would wait for it
-        return 1 if isinstance(error, training.DivergedError) else 2
+        return
+    command = parse(argv)
+    models.reuse_host_memory()
+    with training.peers_matter():
+        summary = train_and_evaluate(*command)
     if not training.is_first():
-        return 0
+        return
     print(f"\n{training.metrics.table(summary)}\n\n{describe_files(command.workdir)}")
-    return 0
+    print(f"\nall of it on one page: python -m pb_jax.reports {shlex.quote(str(command.workdir))}")
 
 
 def describe_files(workdir: Path) -> str:
@@ -408,15 +386,10 @@ def describe_files(workdir: Path) -> str:
     figures = sorted((workdir / "figures").glob("*.png"))
     masks = sorted(workdir.glob("mask_step_*.npz"))
     names = ["summary.json", "metrics.jsonl", "config.json"]
-    names += ["vocabulary.json", "test_captions.json"]  # of captioners
+    names += ["vocabulary.json", "test_captions.json", "test_attention.npz"]  # of captioners
     paths = [workdir / name for name in names if (workdir / name).exists()]
     return "\n".join(map(str, [*paths, *masks, *figures, workdir / "checkpoints"]))
 
 
 if __name__ == "__main__":
-    status = main(sys.argv)
-    if status in (130, 143):  # Python would wait for what XLA still compiles
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    program.end(main(sys.argv))

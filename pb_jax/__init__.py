@@ -9,79 +9,13 @@ good and train the rest, under any optax optimizer:
     ... )
 """
 
-from pb_jax.compaction import (
-    CompactState,
-    apply_compact,
-    compact,
-    compact_gradients,
-    compact_state,
-    expand_state,
-)
-from pb_jax.granularity import by_group
-from pb_jax.masks import (
-    LeafSummary,
-    MaskSummary,
-    PackedLeaf,
-    frozen_fraction,
-    mask_summary,
-    pack_mask,
-    unpack_mask,
-    zero_gradient_fraction,
-)
-from pb_jax.rules import (
-    Rule,
-    Selection,
-    fixed_threshold,
-    kde_otsu,
-    mean_threshold,
-    none,
-    quantile,
-    random,
-    weight_magnitude,
-)
-from pb_jax.threshold import ThresholdEstimate, estimate_threshold
-from pb_jax.transforms import (
-    FreezeElementsState,
-    MultiplyByMaskState,
-    PartialBackpropState,
-    freeze_elements,
-    multiply_by_mask,
-    partial_backprop,
-)
+from typing import TYPE_CHECKING
+
+from pb_jax.lazily import lazily
+
+if TYPE_CHECKING:
+    from pb_jax.api import *  # noqa: F403 (what it offers is said there)
+else:
+    __getattr__, __dir__ = lazily(__name__, "pb_jax.api")
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "CompactState",
-    "FreezeElementsState",
-    "LeafSummary",
-    "MaskSummary",
-    "MultiplyByMaskState",
-    "PackedLeaf",
-    "PartialBackpropState",
-    "Rule",
-    "Selection",
-    "ThresholdEstimate",
-    "apply_compact",
-    "by_group",
-    "compact",
-    "compact_gradients",
-    "compact_state",
-    "estimate_threshold",
-    "expand_state",
-    "fixed_threshold",
-    "freeze_elements",
-    "frozen_fraction",
-    "kde_otsu",
-    "mask_summary",
-    "mean_threshold",
-    "multiply_by_mask",
-    "none",
-    "pack_mask",
-    "partial_backprop",
-    "quantile",
-    "random",
-    "unpack_mask",
-    "weight_magnitude",
-    "zero_gradient_fraction",
-]

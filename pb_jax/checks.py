@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 
 def check_number(
@@ -32,6 +30,9 @@ def check_number(
     ...
     ValueError: coverage must be a number above 0 and at most 1, got 1.5
     """
+    import jax  # a second, and not all who check something need it
+    from jax.core import Tracer
+
     if isinstance(value, Tracer):
         return
     bounds = [("above", above), ("below", below), ("at least", least), ("at most", most)]

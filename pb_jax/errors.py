@@ -11,3 +11,6 @@ class UserError(Exception):
     ...
     pb_jax.errors.UserError: no such file: mnist.gz; put it into DIR
     """
+
+    status = 2
+    """The exit status of a program that ends with it."""

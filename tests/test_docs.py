@@ -172,7 +172,7 @@ def check_module(module, *arguments):
     if module.startswith("pb_jax") and arguments:
         if module == "pb_jax.reports" and arguments[0] not in reports.COMMANDS:
             arguments = ("page", *arguments)
-        importlib.import_module(found.name)._parser().parse_args(arguments)
+        importlib.import_module(found.name)._commands().parser.parse_args(arguments)
         return
     # Programs that measure or train when they are imported, or read sys.argv.
     source = Path(found.origin or "").read_text(encoding="utf-8")

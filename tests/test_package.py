@@ -16,7 +16,7 @@ def test_the_library_imports_jax_optax_and_numpy_only():
     script = (
         "import sys, jax, optax, numpy\n"
         "before = set(sys.modules)\n"
-        "import pb_jax\n"
+        "from pb_jax import *\n"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(new - set(sys.stdlib_module_names)))"
     )

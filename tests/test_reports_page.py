@@ -1,5 +1,6 @@
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,17 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "report.html").mkdir()
     assert main(runs) == 2
     assert "cannot write report.html" in capsys.readouterr().err
+
+
+def test_a_study_stands_for_the_runs_of_its_first_seed(tmp_path, capsys):
+    for run in ("none/seed_3", "none/seed_4", "random/freeze.frozen=0.5/seed_3"):
+        write_run(tmp_path / "runs" / run)
+    (tmp_path / "study.json").write_text("{}")
+    assert main([str(tmp_path)]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == tmp_path / "report.html"
+    head = next(iter(Reader(page.read_text()).cells))
+    assert head == ["", "none", "random/freeze.frozen=0.5"]
 
 
 def test_names_that_tell_folders_apart(tmp_path):

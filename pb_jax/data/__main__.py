@@ -1,56 +1,31 @@
 """Prepare and list datasets: `python -m pb_jax.data prepare cifar10 --source DIR`."""
 
-import argparse
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from pb_jax import program
 from pb_jax.data import at_rest, caption_preparation, preparation
 from pb_jax.data.errors import DataError
 from pb_jax.data.progress import Progress
 from pb_jax.data.specs import CAPTION_DATASETS, DATASETS, CaptionSpec, Spec, find_any
-from pb_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after an error of the user."""
-    options = _parser().parse_args(arguments)
-    root = at_rest.root_dir(options.data_dir)
-    try:
-        if options.command == "list":
-            _list(root)
-        else:
-            for spec in [find_any(name) for name in options.names]:
-                _prepare(spec, root, options.source, options.base_url)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-prepared is left", file=sys.stderr)
-        return 130
-    return 0
+    return _commands().run(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pb_jax.data", description="Prepare and list the datasets of pb_jax."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where prepared datasets live (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
-    )
-    prepare = commands.add_parser(
+def _commands() -> program.Commands:
+    commands = program.Commands("python -m pb_jax.data", "Prepare and list the datasets of pb_jax.")
+    prepare = commands.add(
         "prepare",
-        parents=[common],
-        help="bring datasets into the form from which training reads",
-        description=(
-            "Bring datasets into the form from which training reads: a TFDS dataset "
-            "(array_record), and beside it decoded arrays or a list of captions. "
-            "Training does the same on first use."
-        ),
+        _prepare_all,
+        "bring datasets into the form from which training reads",
+        "Bring datasets into the form from which training reads: a TFDS dataset "
+        "(array_record), and beside it decoded arrays or a list of captions. "
+        "Training does the same on first use.",
+        stopped="interrupted; nothing half-prepared is left",
     )
     prepare.add_argument(
         "names",
@@ -61,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--source",
         metavar="DIR",
-        type=lambda text: Path(text).expanduser(),
+        type=program.path,
         help="a folder with the original files; without it they are downloaded, where they can be",
     )
     prepare.add_argument(
@@ -70,13 +45,29 @@ def _parser() -> argparse.ArgumentParser:
         help="download the original files from this http(s) folder, a mirror of your own; "
         "their published checksums still hold",
     )
-    commands.add_parser(
+    listing = commands.add(
         "list",
-        parents=[common],
-        help="show the datasets, and which are prepared",
-        description="Show the datasets, their sizes, and where those prepared are.",
+        lambda options: _list(at_rest.root_dir(options.data_dir)),
+        "show the datasets, and which are prepared",
+        "Show the datasets, their sizes, and where those prepared are.",
     )
-    return parser
+    _add_data_dir(prepare)
+    _add_data_dir(listing)
+    return commands
+
+
+def _add_data_dir(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where prepared datasets live (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+    )
+
+
+def _prepare_all(options: Namespace) -> None:
+    root = at_rest.root_dir(options.data_dir)
+    for spec in [find_any(name) for name in options.names]:
+        _prepare(spec, root, options.source, options.base_url)
 
 
 def _prepare(
@@ -148,4 +139,4 @@ def _list(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.end(main())

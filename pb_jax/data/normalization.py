@@ -1,14 +1,14 @@
 """From stored pixels to what a network sees."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
+if TYPE_CHECKING:
+    from jax import Array
+    from jax.typing import ArrayLike
 
 
-def normalize(
-    images: jax.typing.ArrayLike, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
+def normalize(images: "ArrayLike", mean: Sequence[float], std: Sequence[float]) -> "Array":
     """Return (images / 255 - mean) / std; jittable, so that arrays travel and rest as uint8.
 
     Args:
@@ -27,6 +27,8 @@ def normalize(
         >>> float(normalize(np.full((1, 1, 1), 255, np.uint8), (0.5,), (0.25,))[0, 0, 0])
         2.0
     """
+    import jax.numpy as jnp  # a second, so not at the top
+
     images = jnp.asarray(images)
     channels = images.shape[-1]
     for name, value in (("mean", mean), ("std", std)):

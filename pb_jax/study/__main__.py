@@ -1,108 +1,81 @@
 """What is made of existing studies: `python -m pb_jax.study tables|export|report ...`."""
 
-import argparse
-import sys
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
-from pb_jax.errors import UserError
-from pb_jax.study import write_report
-from pb_jax.study.export import export
-from pb_jax.study.report import fill
+from pb_jax import program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after an error of the user."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.command == "tables":
-            return _tables(options.folders)
-        if options.command == "export":
-            return _export(options.folder, options.target)
-        return _report(options.documents)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return _commands().run(arguments)
 
 
-def _tables(folders: Iterable[Path]) -> int:
-    status = 0
-    for folder in folders:
-        try:
-            for path in write_report(folder):
-                print(path)
-        except UserError as error:  # the other folders may be in order
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-    return status
-
-
-def _export(folder: Path, target: Path) -> int:
-    try:
-        written = export(folder, target)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(written)} files in {target}")
-    return _tables([target])
-
-
-def _report(documents: Iterable[Path]) -> int:
-    status = 0
-    for document in documents:
-        try:
-            folders = fill(document)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-            continue
-        print(document)
-        status = max(status, _tables(folders))
-    return status
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pb_jax.study", description="Tables and figures of what study.py has run."
+def _commands() -> program.Commands:
+    commands = program.Commands(
+        "python -m pb_jax.study", "Tables and figures of what study.py has run."
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    tables = commands.add_parser(
+    tables = commands.add(
         "tables",
-        help="make the tables and figures of studies again",
-        description=(
-            "Make DIR/table.md, DIR/table.json and DIR/figures/ from the files of the runs, "
-            "and print their paths. Runs that are not finished are listed below the table."
-        ),
+        lambda options: _tables(options.folders, options),
+        "make the tables and figures of studies again",
+        "Make DIR/table.md, DIR/table.json and DIR/figures/ from the files of the runs, "
+        "and print their paths. Runs that are not finished are listed below the table.",
     )
-    tables.add_argument(
-        "folders", nargs="+", metavar="DIR", type=_path, help="the --workdir of study.py"
-    )
-    keep = commands.add_parser(
+    folder = {"metavar": "DIR", "type": program.path, "help": "the --workdir of study.py"}
+    tables.add_argument("folders", nargs="+", **folder)
+    keep = commands.add(
         "export",
-        help="copy what is small of a study",
-        description=(
-            "Copy a study to another folder without checkpoints, logs and paths of this machine, "
-            "and make its tables and figures there."
-        ),
+        _export,
+        "copy what is small of a study",
+        "Copy a study to another folder without checkpoints, logs and paths of this machine, "
+        "and make its tables and figures there.",
     )
-    keep.add_argument("folder", metavar="DIR", type=_path, help="the --workdir of study.py")
-    keep.add_argument("target", metavar="TARGET", type=_path, help="such as results/NAME")
-    report = commands.add_parser(
+    keep.add_argument("folder", **folder)
+    keep.add_argument("target", metavar="TARGET", type=program.path, help="such as results/NAME")
+    report = commands.add(
         "report",
-        help="make the tables in Markdown documents again",
-        description=(
-            "Fill the blocks <!-- study: KIND ARGUMENTS --> of documents with what the studies "
-            "that they name have measured, and make the tables and figures of these studies. "
-            "The kinds are described in pb_jax.study.report."
-        ),
+        _report,
+        "make the tables in Markdown documents again",
+        "Fill the blocks <!-- study: KIND ARGUMENTS --> of documents with what the studies "
+        "that they name have measured, and make the tables and figures of these studies. "
+        "The kinds are described in pb_jax.study.report.",
     )
-    report.add_argument("documents", nargs="+", metavar="FILE.md", type=_path)
-    return parser
+    report.add_argument(
+        "documents", nargs="+", metavar="FILE.md", type=program.path, help="to be changed in place"
+    )
+    return commands
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
+def _tables(folders: Sequence[Path], options: Namespace) -> int:
+    from pb_jax.study import write_report  # a second or two, so not at the top
+
+    def make(folder: Path) -> None:
+        print(*write_report(folder), sep="\n")
+
+    return program.each(folders, make, debug=options.debug)
+
+
+def _export(options: Namespace) -> int:
+    from pb_jax.study.export import export
+
+    print(f"{len(export(options.folder, options.target))} files in {options.target}")
+    return _tables([options.target], options)
+
+
+def _report(options: Namespace) -> int:
+    from pb_jax.study.report import fill
+
+    folders: list[Path] = []
+
+    def make(document: Path) -> None:
+        folders.extend(folder for folder in fill(document) if folder not in folders)
+        print(document)
+
+    status = program.each(options.documents, make, debug=options.debug)
+    return max(status, _tables(folders, options))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program.end(main())

@@ -33,6 +33,8 @@ from pb_jax.training.task import Task
 class DivergedError(UserError):
     """The loss is no longer a finite number."""
 
+    status = 1
+
 
 def fit(
     task: Task,

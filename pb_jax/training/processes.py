@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from pb_jax.errors import UserError
+from pb_jax.program import LEFT_ALONE
 from pb_jax.training.config import flatten
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
@@ -26,6 +27,8 @@ _START_WITHIN = 300
 
 class PeerError(UserError):
     """Another process has ended, or cannot be reached."""
+
+    status = LEFT_ALONE
 
 
 def connect(config: Mapping[str, Any]) -> None:
