@@ -11,7 +11,8 @@ from jax import Array
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice
-from pb_jax.rules import RandomRule, Rule, Selection
+from pb_jax.rules import RandomRule, Rule, Selection, on_devices
+from pb_jax.sharding import alike
 
 GRANULARITIES = ("element", "channel", "leaf")
 # Orders in which random groups are taken: the first is kept that misses the share by less than a
@@ -73,6 +74,7 @@ def by_group(rule: Rule, granularity: str = "channel") -> Rule:
     if isinstance(rule, RandomRule):
         return _random(rule, granularity)
 
+    @on_devices
     def grouped(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         scored = None if params is None else _scores(params, granularity)
         selection = rule(_scores(grads, granularity), scored, key=key)
@@ -80,7 +82,7 @@ def by_group(rule: Rule, granularity: str = "channel") -> Rule:
         def settle(leaf: Array) -> Array:
             axes = _axes(leaf.shape, granularity)
             first = tuple(slice(1 if axis in axes else None) for axis in range(leaf.ndim))
-            return jnp.broadcast_to(leaf[first], leaf.shape)
+            return alike(jnp.broadcast_to(leaf[first], leaf.shape), leaf)
 
         return selection._replace(mask=jax.tree.map(settle, selection.mask))
 
@@ -102,12 +104,11 @@ def _scores(tree: Any, granularity: str) -> Any:
         axes = _axes(value.shape, granularity)
         low = jnp.min(value, axes, keepdims=True)
         high = jnp.max(value, axes, keepdims=True)
-        # In units of the largest none overflows. An infinite one makes NaN, which is not frozen.
-        mean = value / jnp.where(high == 0, 1, high)
-        for axis in axes:  # one by one: long sums of float32 lose digits
-            mean = jnp.mean(mean, axis, keepdims=True)
-        # Rounding must not put the mean of equal values below or above them.
-        return jnp.broadcast_to(jnp.clip(mean * high, low, high), value.shape)
+        members = math.prod(value.shape[axis] for axis in axes)
+        mean = mag.exact_mean([value], members, low, high, axes)
+        mean = jnp.where(jnp.isfinite(high), mean, jnp.nan)  # which is not frozen
+        mean, _ = mag.settled(mean, high)  # or else it is computed again for each entry
+        return alike(jnp.broadcast_to(mean, value.shape), leaf)
 
     return jax.tree.map(one, tree)
 
@@ -115,6 +116,7 @@ def _scores(tree: Any, granularity: str) -> Any:
 def _random(rule: RandomRule, granularity: str) -> Rule:
     """`random`, of whole groups."""
 
+    @on_devices
     def grouped(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params
         key = jax.random.key(0) if key is None else key
@@ -131,6 +133,7 @@ def _random(rule: RandomRule, granularity: str) -> Rule:
         for position, frozen in zip(floating, draw(key, rule.frozen, counts, sizes), strict=True):
             shape = shapes[position]
             masks[position] = jnp.broadcast_to(~(frozen if shape else frozen[0]), shape)
+        masks = [alike(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)]
         nan = jnp.array(jnp.nan, jnp.float32)
         threshold = nan if rule.scope == "global" else structure.unflatten([nan] * len(leaves))
         return Selection(structure.unflatten(masks), threshold)

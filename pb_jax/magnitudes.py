@@ -1,22 +1,29 @@
 """One look at all magnitudes of a pytree: every statistic is a sum, a minimum or a maximum.
 
 Each pass visits leaf after leaf and combines what it finds, so nothing is concatenated or copied to
-the host. Counts are int32: float32 counters stop at 16,777,216. As integer sums do not depend on
-their order, every result is the same to the bit however the weights are permuted or split.
+the host, or between devices. Counts are int32: float32 counters stop at 16,777,216. As integer sums
+do not depend on their order, every result is the same to the bit however the weights are permuted,
+cut into leaves or split over devices.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pb_jax.sharding import mesh_of
+
 MAX_TOTAL = 2**31 - 1  # what an int32 counter holds
 _DIGIT = 11  # bits: a histogram of 2048 counters stays in the fastest cache
 _SMALL = 1 << 14  # a leaf with fewer weights is not worth a pass of its own,
 _FEW = 32  # where there are more of them than these;
 _PIECE = 1 << 18  # weights that are put end to end at most
+_FIXED = 18  # bits: so many of 8,191 numbers can be added in one go
 
 
 class Counts(NamedTuple):
@@ -67,13 +74,14 @@ def joined(values: Sequence[Array]) -> list[Array]:
 
     A program's size, and the time to compile it, grow with the number of arrays. A network of 330
     leaves has 300 small ones; they go into a few pieces of limited size, large ones stay as they
-    are, and so does a tree with few leaves.
+    are, and so does a tree with few leaves, or one that lies on several devices, which would have
+    to exchange the pieces.
 
     >>> [x.shape for x in joined([jnp.ones(3), *[jnp.ones((2, 2))] * 40, jnp.ones((200, 100))])]
     [(200, 100), (163,)]
     """
     small = [value.ravel() for value in values if value.size < _SMALL]
-    if len(small) <= _FEW:
+    if len(small) <= _FEW or mesh_of(values):
         return list(values)
     pieces: list[list[Array]] = [[]]
     for value in small:
@@ -126,30 +134,63 @@ def extent(values: Sequence[Array], members: Sequence[Array]) -> tuple[Array, Ar
     return ends[0], ends[1]
 
 
-def cell_of(value: Array, low: Array | float, high: Array | float, cells: int) -> Array:
-    """The cell, 0 to cells - 1, of each value on a grid from `low` to `high`; int32.
+class Grid(NamedTuple):
+    """Equal cells from `low` to `high`; several grids where these are arrays.
 
-    >>> cell_of(jnp.array([0.0, 0.5, 1.0]), 0.0, 1.0, 4)
-    Array([0, 2, 3], dtype=int32)
+    Attributes:
+        low: where the first cell begins.
+        high: where the last one ends.
+        cells: how many there are.
+        scale: a power of two; together with `rest`, cells for a unit.
+        rest: the other factor.
     """
-    # Dividing first keeps the product finite for any scale of the gradients.
-    position = (value - low) / (high - low) * cells
-    return jnp.clip(position.astype(jnp.int32), 0, cells - 1)
+
+    low: Array
+    high: Array
+    cells: int
+    scale: Array
+    rest: Array
+
+    def at(self, index: int) -> "Grid":
+        """One of several grids."""
+        return Grid(
+            self.low[index], self.high[index], self.cells, self.scale[index], self.rest[index]
+        )
+
+    def cell(self, value: Array) -> Array:
+        """The cell, 0 to cells - 1, of each value; int32.
+
+        >>> grid(jnp.array(0.0), jnp.array(1.0), 4).cell(jnp.array([0.0, 0.5, 1.0]))
+        Array([0, 2, 3], dtype=int32)
+        """
+        # Not divided: XLA multiplies by reciprocals in some programs and divides in others.
+        position = (value - self.low) * self.scale * self.rest
+        return jnp.clip(position.astype(jnp.int32), 0, self.cells - 1)
+
+    def holds(self, value: Array) -> Array:
+        """Where a value is usable and on the grid."""
+        return usable(value) & (value >= self.low) & (value <= self.high)
 
 
-def histogram(
-    values: Sequence[Array], low: Array | float, high: Array | float, cells: int
-) -> Array:
-    """Count the usable magnitudes in [low, high] on `cells` equal cells; int32 of shape (cells,).
+def grid(low: Array, high: Array, cells: int) -> Grid:
+    """The `Grid` with so many cells, for ends of any scale."""
+    unit, back = powers(-jnp.frexp(high - low)[1], low.dtype)
+    rest = cells / ((high - low) * unit * back)
+    low, high, unit, rest = settled(low, high, unit, back * rest)
+    return Grid(low, high, cells, unit, rest)
 
-    >>> histogram([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], 1.0, 3.0, 4)
+
+def histogram(values: Sequence[Array], grid: Grid) -> Array:
+    """Count the usable magnitudes on a grid, its ends included; int32 of shape (cells,).
+
+    >>> one_to_three = grid(jnp.array(1.0), jnp.array(3.0), 4)
+    >>> histogram([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], one_to_three)
     Array([1, 0, 1, 1], dtype=int32)
     """
-    counts = jnp.zeros(cells, jnp.int32)
+    counts = jnp.zeros(grid.cells, jnp.int32)
     for value in values:
-        member = usable(value) & (value >= low) & (value <= high)
-        cell = jnp.where(member, cell_of(value, low, high, cells), cells)
-        counts = counts.at[cell.ravel()].add(1, mode="drop")
+        cell = jnp.where(grid.holds(value), grid.cell(value), grid.cells)
+        counts = counts.at[cell].add(1, mode="drop")
     return counts
 
 
@@ -198,7 +239,7 @@ def _ranked(values: Sequence[Array], rank: Array) -> Array:
             same = (pattern >> shift) == found if shift < jnp.iinfo(whole).bits - 1 else True
             place = (pattern >> (shift - digit)) & ((1 << digit) - 1)
             place = jnp.where(same, place, 1 << digit).astype(jnp.int32)
-            counts = counts.at[place.ravel()].add(1, mode="drop")
+            counts = counts.at[place].add(1, mode="drop")
         upto = jnp.cumsum(counts)
         place = jnp.argmax(upto >= remaining)
         remaining = remaining - (upto[place] - counts[place])
@@ -208,24 +249,121 @@ def _ranked(values: Sequence[Array], rank: Array) -> Array:
     return jnp.minimum(jax.lax.bitcast_convert_type(found, dtype), limit)
 
 
+@jax.jit
 def mean(values: Sequence[Array]) -> Array:
     """Mean of the usable magnitudes; NaN where there is none.
-
-    Summed along each leaf's last axis first, so that millions of values keep their digits, and in
-    units of the largest, so that none overflows.
 
     >>> float(mean([jnp.array([0.0, 1.0]), jnp.array([[2.0, jnp.inf]])]))
     1.5
     """
-    counts = count(values)
-    share = jnp.zeros((), counts.high.dtype)
+    if not values:
+        return jnp.array(jnp.nan)
+    members = [usable(value) for value in values]
+    number = total_of(jnp.sum(member, dtype=jnp.int32) for member in members)
+    low, high = extent(values, members)
+    kept = [jnp.where(member, value, 0) for value, member in zip(values, members, strict=True)]
+    return exact_mean(kept, number, low, high)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def exact_mean(
+    values: Sequence[Array],
+    number: Array | int,
+    low: Array,
+    high: Array,
+    axes: tuple[int, ...] | None = None,
+) -> Array:
+    """Mean of magnitudes, the same to the bit in whatever order they come.
+
+    Args:
+        values: see `exact_sum`, but that they may reach up to `high`.
+        number: by which their sum is divided.
+        low: the smallest of them that counts. Rounding does not put the mean below it,
+        high: the largest: nor above this.
+        axes: see `exact_sum`.
+
+    >>> float(exact_mean([jnp.array([1.0, 2.0])], 2, jnp.array(1.0), jnp.array(2.0)))
+    1.5
+    """
+    dtype, exponent = values[0].dtype, jnp.frexp(high)[1]
+    unit, back = settled(*powers(-exponent, dtype))
+    total = exact_sum([value * unit * back for value in values], axes)
+    share = total / jnp.asarray(number, dtype)
+    unit, back = powers(exponent, dtype)
+    return jnp.clip(share * unit * back, low, high)
+
+
+def powers(exponent: Array, dtype: Any) -> tuple[Array, Array]:
+    """Two powers of two whose product is 2**exponent, which itself may be out of range.
+
+    >>> [float(x) for x in powers(jnp.array(3), jnp.float32)]
+    [2.0, 4.0]
+    """
+    half = exponent // 2
+    one = jnp.ones((), dtype)
+    return jnp.ldexp(one, half), jnp.ldexp(one, exponent - half)
+
+
+def exact_sum(values: Sequence[Array], axes: Sequence[int] | None = None) -> Array:
+    """Sum of numbers from 0 to 1, the same to the bit in whatever order they are added.
+
+    Their bits, 13 more than they have themselves, are added as integers.
+
+    Args:
+        values: arrays of floats, of one dtype; at least one.
+        axes: along which an array, the only one, is summed; they are kept, with length 1. None:
+            all axes of all arrays.
+
+    Returns:
+        A scalar, or an array where there are axes.
+
+    >>> float(exact_sum([jnp.array([0.25, 0.75]), jnp.array(0.5)]))
+    1.5
+    """
+    dtype = values[0].dtype
+    digits = -(-(jnp.finfo(dtype).nmant + 13) // _FIXED)
+    sums: dict[int, list[Array]] = {}  # of integers that count for 2**key
     for value in values:
-        scaled = jnp.where(usable(value), value / counts.high, 0)
-        share += jnp.sum(jnp.sum(scaled.reshape(-1, max(value.shape[-1:], default=1)), -1))
-    # Rounding must not put the mean of equal values below them.
-    return jnp.clip(
-        share / counts.usable.astype(share.dtype) * counts.high, counts.low, counts.high
-    )
+        for position in range(1, digits + 1):
+            value = value * 2.0**_FIXED
+            digit = jnp.floor(value)
+            value = value - digit
+            over = range(value.ndim) if axes is None else axes
+            for part, exponent in _parts(digit.astype(jnp.int32), _FIXED, over):
+                part = jnp.squeeze(part) if axes is None else part
+                sums.setdefault(exponent - _FIXED * position, []).append(part)
+    # Written in digits of 16 bits, which makes one number of whatever parts it was found in.
+    places: dict[int, list[Array]] = {}
+    for exponent, parts in sums.items():
+        place, shift = divmod(exponent, 16)
+        stacked = jnp.stack(parts).astype(jnp.uint32)
+        low, high = (stacked & 0xFFFF) << shift, (stacked >> 16) << shift
+        halves = (low & 0xFFFF, (low >> 16) + (high & 0xFFFF), high >> 16)
+        for i, half in enumerate(halves, place):
+            places.setdefault(i, []).append(jnp.sum(half, 0, dtype=jnp.uint32))
+    total, carry = jnp.zeros((), dtype), jnp.zeros((), jnp.uint32)
+    for i in range(min(places), max(places) + 2):
+        carry = sum(places.get(i, []), carry)
+        total = total + (carry & 0xFFFF).astype(dtype) * 2.0 ** (16 * i)
+        carry = carry >> 16
+    return total
+
+
+def _parts(value: Array, bits: int, axes: Sequence[int]) -> Iterator[tuple[Array, int]]:
+    """Integers of so many bits summed in int32: parts of the sum, with the power of 2 of each."""
+    members = itertools.accumulate((value.shape[axis] for axis in reversed(axes)), operator.mul)
+    fitting = [total for total in members if bits + total.bit_length() <= 31]
+    if not axes:
+        yield value, 0
+    elif fitting:
+        total = jnp.sum(value, tuple(axes[-len(fitting) :]), dtype=jnp.int32, keepdims=True)
+        bits += fitting[-1].bit_length()
+        yield from _parts(total, bits, axes[: -len(fitting)])
+    else:
+        half = bits // 2
+        yield from _parts(value & ((1 << half) - 1), half, axes)
+        for part, exponent in _parts(value >> half, bits - half, axes):
+            yield part, exponent + half
 
 
 def settled(*values: Array) -> list[Array]:

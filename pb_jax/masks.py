@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pb_jax import magnitudes as mag
+from pb_jax.sharding import automatically
 
 
 @jax.tree_util.register_dataclass
@@ -170,7 +171,7 @@ def pack_mask(mask: Any) -> Any:
     """
     _check_bool_arrays(mask)
     return jax.tree.map(
-        lambda leaf: PackedLeaf(jnp.packbits(leaf.ravel()), tuple(leaf.shape)), mask
+        lambda leaf: PackedLeaf(automatically(_pack, None, leaf), tuple(leaf.shape)), mask
     )
 
 
@@ -196,6 +197,10 @@ def unpack_mask(packed: Any) -> Any:
         return jnp.unpackbits(leaf.bits, count=size).astype(bool).reshape(leaf.shape)
 
     return jax.tree.map(unpack, packed, is_leaf=lambda node: isinstance(node, PackedLeaf))
+
+
+def _pack(leaf: Array) -> Array:
+    return jnp.packbits(leaf.ravel())
 
 
 def _check_bool_arrays(mask: Any) -> None:

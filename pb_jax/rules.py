@@ -5,6 +5,7 @@ so it may run inside a jitted training step. Write your own the same way.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from jax.typing import ArrayLike
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
+from pb_jax.sharding import alike, automatically, here
 from pb_jax.threshold import ThresholdEstimate, check_estimate, estimate_groups, in_units
 
 SCOPES = ("global", "leaf")
@@ -42,6 +44,22 @@ class Rule(Protocol):
     def __call__(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         """Choose the weights that go on training."""
         ...
+
+
+def on_devices(rule: Rule) -> Rule:
+    """The rule for gradients that may be split over devices; its masks are split as they are."""
+
+    @functools.wraps(rule)
+    def wrapped(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        return automatically(
+            lambda grads, params, key: rule(grads, params, key=key),
+            Selection(grads, None, None),
+            grads,
+            params,
+            key,
+        )
+
+    return wrapped
 
 
 def kde_otsu(
@@ -85,14 +103,16 @@ def kde_otsu(
     check_estimate(bins, coverage, bandwidth, scale, learning_rate)
     check_choice("scope", scope, SCOPES)
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         values = mag.magnitudes(grads)
         groups = _groups(values, scope)
-        found = estimate_groups(groups, bins, coverage, bandwidth, scale, learning_rate)
+        alpha = here(learning_rate)
+        found = estimate_groups(groups, bins, coverage, bandwidth, scale, alpha)
         # Compared in gradient units, so that α cannot change the mask by rounding.
         mask = _above(values, found.threshold)
-        found = in_units(found, learning_rate)
+        found = in_units(found, alpha)
         estimate = jax.tree.map(lambda x: x[0], found) if scope == "global" else None
         return _selection(grads, mask, found.threshold, scope, estimate)
 
@@ -123,11 +143,16 @@ def fixed_threshold(t: ArrayLike, learning_rate: ArrayLike = 1.0) -> Rule:
     check_number("t", t, least=0)
     check_number("learning_rate", learning_rate, above=0)
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
-        scaled = [value / learning_rate for value in mag.magnitudes(grads)]
-        threshold = jnp.asarray(t, jnp.float32)[None]
-        return _selection(grads, _above(scaled, threshold), threshold, "global")
+        values = mag.magnitudes(grads)
+        threshold = jnp.asarray(here(t), jnp.float32)[None]
+        # Compared in gradient units, as XLA does not divide alike in all programs. An infinite
+        # gradient is above any threshold.
+        dtype = values[0].dtype if values else jnp.float32
+        limit = jnp.minimum(threshold.astype(dtype) * here(learning_rate), jnp.finfo(dtype).max)
+        return _selection(grads, _above(values, limit), threshold, "global")
 
     return rule
 
@@ -150,11 +175,12 @@ def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rul
     check_number("learning_rate", learning_rate, above=0)
     check_choice("scope", scope, SCOPES)
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         values = mag.magnitudes(grads)
         means = jnp.stack([mag.mean(mag.joined(group)) for group in _groups(values, scope)])
-        return _selection(grads, _above(values, means), means / learning_rate, scope)
+        return _selection(grads, _above(values, means), means / here(learning_rate), scope)
 
     return rule
 
@@ -193,10 +219,11 @@ def quantile(
     check_choice("largest", largest, (False, True))
     freeze = _freeze_largest if largest else _freeze_smallest
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         mask, threshold = freeze(mag.magnitudes(grads), frozen, scope)
-        return _selection(grads, mask, threshold / learning_rate, scope)
+        return _selection(grads, mask, threshold / here(learning_rate), scope)
 
     return rule
 
@@ -220,6 +247,7 @@ def weight_magnitude(frozen: float, scope: str = "global") -> Rule:
     check_number("frozen", frozen, least=0, below=1)
     check_choice("scope", scope, SCOPES)
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del key
         if params is None:
@@ -267,13 +295,18 @@ class RandomRule:
     def __call__(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         """Choose the weights that go on training."""
         del params
+        return on_devices(self._draw)(grads, key=key)
+
+    def _draw(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
+        del params
         values = mag.magnitudes(grads)
         keys = jax.random.split(jax.random.key(0) if key is None else key, max(len(values), 1))
         # 30 random bits as the pattern of a normal float32: ties are as good as excluded, as they
         # are not among the 23 bits of jax.random.uniform.
         draws = [
             jax.lax.bitcast_convert_type(
-                (jax.random.bits(k, value.shape, jnp.uint32) >> 2) + (1 << 23), jnp.float32
+                alike(jax.random.bits(k, value.shape, jnp.uint32) >> 2, value) + (1 << 23),
+                jnp.float32,
             )
             for k, value in zip(keys, values, strict=False)
         ]
@@ -290,6 +323,7 @@ def none() -> Rule:
         Array([ True,  True], dtype=bool)
     """
 
+    @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         mask = [jnp.ones(value.shape, bool) for value in mag.magnitudes(grads)]
@@ -361,6 +395,7 @@ def _selection(
         )
 
     mask = rebuild(masks, lambda leaf: jnp.ones(jnp.shape(leaf), bool))
+    mask = jax.tree.map(alike, mask, tree)
     thresholds = thresholds.astype(jnp.float32)
     if scope == "global":
         return Selection(mask, thresholds[0], estimate)

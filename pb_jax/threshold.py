@@ -13,6 +13,7 @@ from pb_jax import density as kde
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
 from pb_jax.otsu import otsu_split
+from pb_jax.sharding import automatically, here
 
 GRID_POINTS = 512  # of the reported density
 _SUBCELLS = 1 << 19  # cells of all sub-ranges together: a sub-range's mean is that exact
@@ -93,9 +94,14 @@ def estimate_threshold(
         Array(True, dtype=bool)
     """
     check_estimate(bins, coverage, bandwidth, scale, learning_rate)
-    groups = [mag.magnitudes(grads)]
-    stacked = estimate_groups(groups, bins, coverage, bandwidth, scale, learning_rate)
-    return in_units(jax.tree.map(lambda x: x[0], stacked), learning_rate)
+
+    def estimate(grads: Any) -> ThresholdEstimate:
+        groups = [mag.magnitudes(grads)]
+        alpha = here(learning_rate)
+        stacked = estimate_groups(groups, bins, coverage, bandwidth, scale, alpha)
+        return in_units(jax.tree.map(lambda x: x[0], stacked), alpha)
+
+    return automatically(estimate, None, grads)
 
 
 def check_estimate(bins, coverage, bandwidth, scale, learning_rate) -> None:
@@ -151,32 +157,33 @@ def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdE
     spread = jnp.stack([c.high > c.low for c in counts])
     low = jnp.where(spread, jnp.stack([c.low for c in counts]), 0)
     high = jnp.where(spread, jnp.stack([c.high for c in counts]), 1)
-    low, high = mag.settled(low, high)
+    grid = mag.grid(low, high, cells)
+    low, high = grid.low, grid.high
 
-    coarse = jnp.stack([mag.histogram(v, low[i], high[i], cells) for i, v in enumerate(groups)])
+    coarse = jnp.stack([mag.histogram(v, grid.at(i)) for i, v in enumerate(groups)])
     find = functools.partial(_find_region, width=width, method=method, coverage=coverage)
-    found = _for_each(find, coarse, low, high, usable)
+    found = _for_each(find, spread, coarse, low, high, usable)
     first, last = mag.settled(found.first, found.last)
     begin, end = found.begin, found.end
     # The ends are known to a part of a cell. What the cells hold makes them exact, which matters
     # where weights are few, or equal: the region shrinks to its outermost members, and takes in
     # one of those that it needs to reach the coverage.
-    least, most = _extents_of_cells(groups, low, high, cells, first)
+    least, most = _extents_of_cells(groups, grid, first)
     inner = jnp.where(found.partial, most, jnp.inf)
     begin = jnp.where(least <= most, jnp.clip(begin, least, inner), begin)
-    least, most = _extents_of_cells(groups, low, high, cells, last)
+    least, most = _extents_of_cells(groups, grid, last)
     inner = jnp.where(found.partial, least, -jnp.inf)
     end = jnp.where(least <= most, jnp.clip(end, inner, most), end)
 
-    begin, end = mag.settled(begin, end)
-    parted = bins * parts
-    fine = jnp.stack([mag.histogram(v, begin[i], end[i], parted) for i, v in enumerate(groups)])
-    split, mean, shares, means = _for_each(_split_region, fine.reshape(-1, bins, parts))
+    grid = mag.grid(begin, end, bins * parts)
+    begin, end = grid.low, grid.high
+    fine = jnp.stack([mag.histogram(v, grid.at(i)) for i, v in enumerate(groups)])
+    fine = fine.reshape(-1, bins, parts)
+    split, mean, shares, means = _for_each(_split_region, spread, fine, begin, end)
     # The mean is known to a part of a sub-range; that of equal values is their value exactly.
     (split,) = mag.settled(split)
-    least, most = _extents_of_cells(groups, begin, end, parted, split, parts)
-    mean = jnp.clip(begin + mean / bins * (end - begin), least, most)
-    means = begin[:, None] + means / bins * (end - begin)[:, None]
+    least, most = _extents_of_cells(groups, grid, split, parts)
+    mean = jnp.clip(mean, least, most)
 
     known = spread & (end > begin) & (split >= 0)
 
@@ -234,12 +241,12 @@ def _find_region(counts, low, high, usable, width, method, coverage) -> _Found:
     )
 
 
-def _split_region(counts) -> tuple[Array, Array, Array, Array]:
+def _split_region(counts, begin, end) -> tuple[Array, Array, Array, Array]:
     """Otsu's split of one group's sub-ranges, from counts of shape (bins, parts of each).
 
     Returns:
-        The last sub-range of the lower class, its mean, and all shares and means; means in units
-        of sub-ranges from the region's start, NaN where there is no member.
+        The last sub-range of the lower class, its mean, and all shares and means, NaN where there
+        is no member.
     """
     bins, parts = counts.shape
     members = jnp.sum(counts, axis=1, dtype=jnp.int32)
@@ -249,27 +256,32 @@ def _split_region(counts) -> tuple[Array, Array, Array, Array]:
     offsets = jnp.sum(counts.astype(jnp.float32) * centres, axis=1)
     means = jnp.arange(bins * 1.0) + offsets / jnp.maximum(members, 1).astype(jnp.float32)
     split = otsu_split(shares, means)
+    means = begin + means / bins * (end - begin)
     return split, means[split], shares, jnp.where(present, means, jnp.nan)
 
 
-def _extents_of_cells(groups, low, high, cells, cell, parts=1) -> tuple[Array, Array]:
+def _extents_of_cells(groups, grid, cell, parts=1) -> tuple[Array, Array]:
     """Each group's smallest and largest value in its `cell` of `parts` cells of its grid."""
     ends = []
     for i, values in enumerate(groups):
-        inside = [
-            mag.usable(v)
-            & (v >= low[i])
-            & (v <= high[i])
-            & (mag.cell_of(v, low[i], high[i], cells) // parts == cell[i])
-            for v in values
-        ]
+        own = grid.at(i)
+        inside = [own.holds(v) & (own.cell(v) // parts == cell[i]) for v in values]
         ends.append(mag.extent(values, inside))
     least, most = zip(*ends, strict=True)
     return jnp.stack(least), jnp.stack(most)
 
 
-def _for_each(function, *stacked):
-    """Apply a function along the first axis, compiled once; a single row needs no loop."""
-    if stacked[0].shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], function(*(x[0] for x in stacked)))
-    return jax.lax.map(lambda row: function(*row), stacked)
+def _for_each(function, wanted, *stacked):
+    """Apply a function along the first axis, compiled once, or get zeros where it is not wanted.
+
+    A single row needs no loop. A loop as well as a branch is compiled by itself, so that rounding
+    does not depend on the program around it: whether it is for one device or for several.
+    """
+    if len(wanted) > 1:
+        return jax.lax.map(lambda row: function(*row), stacked)
+    row, function = [x[0] for x in stacked], jax.jit(function)  # traced once
+    zeros = jax.tree.map(
+        lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(function, *row)
+    )
+    found = jax.lax.cond(wanted[0], function, lambda *_: zeros, *row)
+    return jax.tree.map(lambda x: x[None], found)

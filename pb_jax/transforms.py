@@ -13,6 +13,7 @@ from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
 from pb_jax.masks import leaf_name
 from pb_jax.rules import Rule, kde_otsu
+from pb_jax.sharding import alike
 
 FREEZE_MODES = ("updates", "gradients")
 
@@ -257,7 +258,7 @@ def _is_key(seed: Any) -> bool:
 
 
 def _all_true(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.ones_like(leaf, dtype=bool), tree)
+    return jax.tree.map(lambda leaf: alike(jnp.ones_like(leaf, dtype=bool), leaf), tree)
 
 
 def _where(mask: Any, updates: Any, frozen: float) -> Any:

@@ -1,5 +1,6 @@
 """What the text of a compiled program says about traffic between devices."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ _COLLECTIVE = re.compile(
     r"= (?P<types>\(.*?\)|\S+) "
     r"(?P<name>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
-_ARRAY = re.compile(r"(?P<kind>[a-z]+)(?P<bits>\d*)\[(?P<shape>[\d,]*)\]")
+_ARRAY = re.compile(r"(?P<kind>[a-z]+\d*)\[(?P<shape>[\d,]*)\]")
 
 
 class Moved(NamedTuple):
@@ -16,21 +17,19 @@ class Moved(NamedTuple):
 
     Attributes:
         operation: "all-reduce", say.
-        shape: of the result, on each device.
-        bytes: of the result.
+        kind: "f32", say.
+        size: number of entries of the result, on each device.
     """
 
     operation: str
-    shape: tuple[int, ...]
-    bytes: int
+    kind: str
+    size: int
 
     @property
-    def size(self) -> int:
-        """Number of entries."""
-        size = 1
-        for edge in self.shape:
-            size *= edge
-        return size
+    def bytes(self) -> int:
+        """Bytes of the result."""
+        bits = re.sub(r"\D", "", self.kind)
+        return self.size * int(bits or 8) // 8  # pred is a byte
 
 
 def collectives(compiled: Any) -> Iterator[Moved]:
@@ -42,13 +41,10 @@ def collectives(compiled: Any) -> Iterator[Moved]:
     Yields:
         One for each array.
     """
-    for line in compiled.as_text().splitlines():
-        found = _COLLECTIVE.search(line)
-        for array in _ARRAY.finditer(found["types"]) if found else ():
-            shape = tuple(int(edge) for edge in array["shape"].split(",") if edge)
-            # pred is a byte; of several results each counts.
-            moved = Moved(found["name"] if found else "", shape, 0)
-            yield moved._replace(bytes=moved.size * int(array["bits"] or 8) // 8)
+    for operation in _COLLECTIVE.finditer(compiled.as_text()):
+        for array in _ARRAY.finditer(operation["types"]):
+            edges = [int(edge) for edge in array["shape"].split(",") if edge]
+            yield Moved(operation["name"], array["kind"], math.prod(edges))
 
 
 def reduced_bytes(compiled: Any) -> int:

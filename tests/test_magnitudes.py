@@ -26,7 +26,8 @@ def test_histogram_is_numpys():
     rng = np.random.default_rng(0)
     values = [rng.exponential(size=s).astype(np.float32) for s in ((40, 3), (7,), ())]
     flat = np.concatenate([v.ravel() for v in values])
-    found = mag.histogram([jnp.asarray(v) for v in values], 0.25, 2.25, 8)
+    grid = mag.grid(jnp.array(0.25), jnp.array(2.25), 8)
+    found = mag.histogram([jnp.asarray(v) for v in values], grid)
     np.testing.assert_array_equal(found, np.histogram(flat, 8, (0.25, 2.25))[0])
     assert found.dtype == jnp.int32
 
