@@ -61,11 +61,12 @@ def connect(config: Mapping[str, Any]) -> None:
             ) from error
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where it has no plugin for it
         wanted = os.environ.get("JAX_PLATFORMS")
         raise UserError(
             f"JAX finds no device, with JAX_PLATFORMS={wanted!r} in the environment: "
-            f"{_in_short(error)}\nWithout JAX_PLATFORMS it takes the best that there is"
+            f"{_in_short(error) or 'it knows none of this kind'}\n"
+            "Without JAX_PLATFORMS it takes the best that there is"
         ) from error
     _check_same(config)
 
