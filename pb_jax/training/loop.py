@@ -184,7 +184,8 @@ def fit(
         return summary
     finally:
         progress.close()
-        checkpoints.close()
+        if not processes.lost_peer(sys.exc_info()[1]):  # else what is being saved has no end
+            checkpoints.close()
         stack.close()
 
 

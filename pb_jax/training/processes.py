@@ -119,13 +119,18 @@ def own_folder(workdir: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether an error is what JAX raises where another process is gone."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+
+
 @contextlib.contextmanager
 def peers_matter() -> Iterator[None]:
     """Turn what JAX raises when another process is gone into a `PeerError`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if not lost_peer(error):
             raise
         raise PeerError(
             "another process of this run has ended, or cannot be reached: "
