@@ -1,6 +1,7 @@
 """Where the real data is, and strictness that a user's program may have too."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -8,6 +9,10 @@ import pytest
 
 # Several devices for the tests of sharding; all else runs on the first of them, as on the only one.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A shell has what it starts in the background ignore Ctrl-C: this process and all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _folder(variable: str) -> Path:

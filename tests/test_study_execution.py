@@ -95,15 +95,6 @@ def test_a_run_that_ends_well_without_a_summary_has_failed(tmp_path):
     assert [failure.run for failure in executor.run(runs)] == list(runs)
 
 
-@pytest.fixture
-def interruptible():
-    """Python's own handler of Ctrl-C, which a process in the background does not have."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_processes_and_the_same_command_goes_on(tmp_path):
     runs = plan("none,kde_otsu", seeds=1)
     path = tmp_path / "runs/none/seed_0/metrics.jsonl"
