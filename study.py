@@ -82,7 +82,9 @@ def _main(argv: Sequence[str]) -> int:
     plan = study.make_plan(parsed.config, choices, options.seeds, study.parse_grid(options.grid))
     base = study.base_of(parsed.config)
     for run in plan:
-        train.check_names(study.configuration(base, run))
+        config = study.configuration(base, run)
+        train.check_names(config)
+        _check_devices(config, bool(options.together))
     folder = Path(options.workdir or f"runs/{Path(options.config).stem}_study")
     whole = study.settle(
         folder, study.Study(options.config, base, plan, (f"python {shlex.join(argv)}",))
@@ -140,6 +142,17 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             value = getattr(options, name)
             raise UserError(f"--{name} {value} is not allowed: a whole number, at least 1")
     return options, [*([f"--config={options.config}"] if options.config else []), *rest]
+
+
+def _check_devices(config: Mapping[str, Any], together: bool) -> None:
+    """Raise a `UserError` where a study cannot train on the devices that are asked for."""
+    if config["distributed"]:
+        raise UserError(
+            "a study starts all runs from one process: leave distributed out, or give single runs "
+            "to train.py"
+        )
+    if together and config["mesh"]["data"] * config["mesh"]["fsdp"] > 1:
+        raise UserError("--together is for one device: leave it out, or mesh.data and mesh.fsdp")
 
 
 def together(

@@ -140,6 +140,14 @@ def test_a_failed_run_gives_status_1_and_a_table_of_the_rest(tmp_path, capsys, m
             "leave --together out",
         ),
         (
+            [f"--config={DIGITS}", "--rules=none", "--together=map", "--config.mesh.data=2"],
+            "--together is for one device",
+        ),
+        (
+            [f"--config={DIGITS}", "--rules=none", "--config.distributed=true"],
+            "a study starts all runs from one process",
+        ),
+        (
             [f"--config={DIGITS}", "--rules=none", "--grid=model.name=lenet5,lenet"],
             "unknown model.name 'lenet'; did you mean 'lenet5'",
         ),
