@@ -54,6 +54,16 @@ class Network(nnx.Module):
             else:
                 layer.dot_general = for_channels(layer.dot_general, channels)
 
+    def over_devices(self, axes: tuple[str, ...]) -> None:
+        """Normalise with statistics of the whole batch from now on, in `jax.shard_map`.
+
+        Args:
+            axes: of the mesh, over which batches are split evenly.
+        """
+        for _, layer in nnx.iter_modules(self):
+            if isinstance(layer, BatchNorm):
+                layer.axes = axes
+
     def checked(self, images: jax.Array) -> jax.Array:
         """`images`, if their shape and dtype are what this network takes."""
         size = self.height_width
@@ -159,6 +169,8 @@ class BatchNorm(nnx.Module):
 
     momentum = 0.9
     epsilon = 1e-5
+    axes: tuple[str, ...] = ()
+    """Of the mesh, in `jax.shard_map`: the devices along them have parts of the batch."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
         del rngs
@@ -180,7 +192,7 @@ class BatchNorm(nnx.Module):
         return (x.astype(jnp.float32) * factor + shift).astype(x.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        count = math.prod(x.shape[:-1])
+        count = math.prod(x.shape[:-1]) * jax.lax.axis_size(self.axes)
         if count < 2:
             raise ValueError(
                 f"batch norm needs more than one value a channel in training; found shape {x.shape}"
@@ -189,6 +201,8 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(x.ndim - 1))
         mean = jnp.mean(x, axes, dtype=jnp.float32)
         mean_square = jnp.mean(jnp.square(x.astype(jnp.float32)), axes)
+        if self.axes:
+            mean, mean_square = jax.lax.pmean((mean, mean_square), self.axes)
         var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
         keep = self.momentum
         fresh_mean, fresh_var = jax.lax.stop_gradient((mean, var * (count / (count - 1))))

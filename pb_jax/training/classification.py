@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from pb_jax.errors import UserError
+from pb_jax.training import stored
 from pb_jax.training.batches import evaluation_order, training_order
 from pb_jax.training.modules import Arrays, functional
 from pb_jax.training.task import EvalTotals, Order, Outcome, Task
@@ -70,7 +71,8 @@ class Classification(Task):
     Args:
         model: images (N, H, W, C) to logits (N, classes); its arrays are consumed. If it has a
             method `train_channels`, as `models.layers.Network` does, that is told which output
-            channels train once a mask is made.
+            channels train once a mask is made; and if it has one `over_devices`, as that does, its
+            batch norms can be told to average over devices.
         data: uint8 images with labels; kept on the device as they are.
         batch_size: at most the number of training examples.
 
@@ -81,7 +83,9 @@ class Classification(Task):
     def __init__(self, model: nnx.Module, data: DataLike, batch_size: int) -> None:
         self._apply, self.params, self.model_state, _ = functional(model)
         self._can_narrow = hasattr(model, "train_channels")
-        self._prepare: Callable[[Any], None] | None = None
+        drawn = any(map(stored.is_key, self.model_state.values()))
+        self._can_part = hasattr(model, "over_devices") and not drawn
+        self._changes: tuple[Callable[[Any], None], ...] = ()
         self._data = data
         self.examples, self.batch_size = len(data.train.labels), batch_size
         if batch_size > self.examples:
@@ -95,9 +99,11 @@ class Classification(Task):
         """See `Task`."""
         if not self._can_narrow:
             return self
-        task = copy.copy(self)
-        task._prepare = lambda module: module.train_channels(trained)
-        return task
+        return self._changed(lambda module: module.train_channels(trained))
+
+    def in_parts(self, axes: tuple[str, ...]) -> "Classification | None":
+        """See `Task`; what is drawn at random, dropout say, is drawn for a whole batch."""
+        return self._changed(lambda module: module.over_devices(axes)) if self._can_part else None
 
     def train_data(self) -> Split:
         """See `Task`."""
@@ -154,6 +160,15 @@ class Classification(Task):
         return EvalTotals(
             jnp.sum(loss), jnp.sum(right, dtype=jnp.int32), jnp.sum(counts, dtype=jnp.int32)
         )
+
+    def _changed(self, change: Callable[[Any], None]) -> "Classification":
+        task = copy.copy(self)
+        task._changes = (*self._changes, change)
+        return task
+
+    def _prepare(self, module: Any) -> None:
+        for change in self._changes:
+            change(module)
 
     def _normalised(self, images: jax.Array) -> jax.Array:
         return normalised(images, self._data.mean, self._data.std)

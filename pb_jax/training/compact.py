@@ -6,6 +6,7 @@ to be compiled once more; on the host, between two steps, one form is made of th
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import jax
@@ -63,6 +64,18 @@ def trained(opt_state: optax.OptState, params: Arrays) -> Arrays:
     return {name: leaf for name, leaf in params.items() if not nothing_trains(indices[name])}
 
 
+def exchanged(grads: Arrays, held: CompactState, names: Iterable[str]) -> Arrays:
+    """What devices exchange of their gradients; see `pb_jax.compact_gradients`.
+
+    Args:
+        grads: of what `trained` returns.
+        held: in a state of the compact form.
+        names: of all parameters.
+    """
+    whole = {name: grads.get(name, optax.MaskedNode()) for name in names}
+    return pb_jax.compact_gradients(whole, held)
+
+
 def update(
     optimizer: optax.GradientTransformation,
     grads: Arrays,
@@ -73,7 +86,7 @@ def update(
 
     Args:
         optimizer: that of full training.
-        grads: of what `trained` returns.
+        grads: of what `trained` returns; or what `exchanged` makes of them.
         state: of the compact form.
         params: all parameters.
 
@@ -83,7 +96,7 @@ def update(
     """
     held = state.inner_state
     whole = {name: grads.get(name, optax.MaskedNode()) for name in params}
-    taken = Entries(held.mask, held.indices).take("grads", whole)
+    taken = Entries(held.mask, held.indices).take("grads", whole, taken=True)
     params, inner_state = pb_jax.apply_compact(optimizer, taken, held, params)
     count = optax.safe_increment(state.count)
     return params, state._replace(count=count, inner_state=inner_state), taken

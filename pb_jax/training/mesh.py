@@ -125,6 +125,21 @@ class Placement:
 
         return jax.tree.map(join, *parts)
 
+    def over_devices(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` on each device, with its part of the last argument and all of the others.
+
+        Its results have to be the same on all devices.
+        """
+
+        def call(*arguments: Any) -> Any:
+            *whole, batch = arguments
+            specs = (*[PartitionSpec()] * len(whole), PartitionSpec(AXES))
+            return jax.shard_map(
+                function, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec()
+            )(*whole, batch)
+
+        return call
+
     def batch_shapes(self, examples: Any, shape: tuple[int, int]) -> Any:
         """Shapes of what `batches` returns.
 

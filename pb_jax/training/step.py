@@ -14,7 +14,7 @@ import optax
 import pb_jax
 from pb_jax.training import compact
 from pb_jax.training.freezing import Freezing
-from pb_jax.training.mesh import Placement
+from pb_jax.training.mesh import AXES, Placement
 from pb_jax.training.modules import Arrays
 from pb_jax.training.task import EvalTotals, Outcome, Task
 
@@ -85,6 +85,8 @@ class Steps:
         self._optimizer = optimizer
         self._freezing = freezing
         self._placement = placement
+        whole = placement is not None and placement.fsdp == 1
+        self._part = task.in_parts(AXES) if whole else None
 
     def initial(self, params: Arrays, model_state: Arrays) -> TrainState:
         """The state before the first step."""
@@ -245,19 +247,51 @@ class Steps:
         batches = jax.tree.leaves(data)[0] if order is None else order
         row = state.step % batches.shape[0] if row is None else row
 
+        def examples() -> Any:
+            if order is None:
+                return jax.tree.map(lambda leaf: leaf[row], data)
+            return self._task.gather(data, order[row], length)
+
         def loss_fn(trained: Arrays) -> tuple[jax.Array, Outcome]:
             params = {**state.params, **trained}
-            if order is None:
-                batch = jax.tree.map(lambda leaf: leaf[row], data)
-            else:
-                batch = self._task.gather(data, order[row], length)
-            return self._task.loss(params, state.model_state, batch)
+            return self._task.loss(params, state.model_state, examples())
 
         trained = compact.trained(state.opt_state, state.params)
+        if self._part is not None and compact.is_compact(state.opt_state):
+            return self._exchanged(self._part, state, trained, examples())
         (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
         if self._placement is not None:
             grads = self._placement.constrained(grads)
         return loss, outcome, grads
+
+    def _exchanged(
+        self, task: Task, state: TrainState, trained: Arrays, batch: Any
+    ) -> tuple[jax.Array, Outcome, Arrays]:
+        """The same, with only what trains exchanged between the devices."""
+        assert self._placement is not None
+        assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
+        held = state.opt_state.inner_state._replace(inner_state=None)
+
+        def of_part(
+            held: pb_jax.CompactState,
+            params: Arrays,
+            model_state: Arrays,
+            trained: Arrays,
+            batch: Any,
+        ) -> tuple[jax.Array, Outcome, Arrays]:
+            def loss_fn(trained: Arrays) -> tuple[jax.Array, Outcome]:
+                return task.loss({**params, **trained}, model_state, batch)
+
+            # Made a device's own, so that JAX does not sum their gradients by itself.
+            own = jax.lax.pcast(trained, AXES, to="varying")
+            (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
+            grads = compact.exchanged(grads, held, params)
+            correct, counted = jax.lax.psum((outcome.correct, outcome.counted), AXES)
+            loss, grads = jax.lax.pmean((loss, grads), AXES)
+            return loss, outcome._replace(correct=correct, counted=counted), grads
+
+        run = self._placement.over_devices(of_part)
+        return run(held, state.params, state.model_state, trained, batch)
 
     def _updated(
         self,

@@ -43,7 +43,7 @@ def name_of(path: Any) -> str:
 
 def as_like(leaf: Any, like: Any) -> Any:
     """What is stored as a leaf of the kind of `like`: a random key where it is one."""
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf
 
 
 def put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -54,10 +54,11 @@ def put(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 def plain(leaf: Any) -> jax.Array:
     """A leaf as it is stored: the integers that a random key is made of."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a random key."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

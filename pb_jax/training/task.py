@@ -131,6 +131,19 @@ class Task(abc.ABC):
         del trained
         return self
 
+    def in_parts(self, axes: tuple[str, ...]) -> "Task | None":
+        """The same task for `loss` in `jax.shard_map`, where each device has a part of the batch.
+
+        Args:
+            axes: of the mesh, over which batches are split.
+
+        Returns:
+            A task whose losses have the whole batch's loss as their mean, with statistics of the
+            whole batch, and the same model state on all devices; None: `loss` needs to see all.
+        """
+        del axes
+        return None
+
     def judge(self, params: Arrays, model_state: Arrays) -> dict[str, float]:
         """What an epoch's record holds besides loss and accuracy: a value for each of `scores`."""
         del params, model_state
