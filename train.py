@@ -18,6 +18,12 @@ usage: python train.py --config configs/NAME.py [--workdir DIR] [--start-from DI
   --debug          show the stack trace of an error
   --help           this text
 
+On several devices --config.mesh.data=N splits each batch over N of them, --config.mesh.fsdp=M each
+parameter over M. Several processes, one a host, are started with the same command and
+--config.distributed=true; where JAX does not find them by itself (it does on SLURM, Open MPI, cloud
+TPUs), with --config.processes.coordinator=HOST:PORT, .count=N and .index=0 to N-1 too.
+JAX_PLATFORMS=cpu, cuda or tpu in the environment says what computes.
+
 The same command again resumes a run that was stopped, and gives the same result as if it had not
 been; a finished run may be given more epochs. Ctrl-C and SIGTERM save the state at the step (on
 accelerators: of the epoch) and end; a second one ends at once. Each epoch is judged on the test
