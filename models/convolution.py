@@ -4,7 +4,8 @@ XLA:CPU fuses cheap element-wise work into each of its consumers, without limit:
 network every weight gradient recomputes the chain of all blocks before it. Optimization barriers
 on what a convolution reads and on its cotangent stop that, where they outlive XLA's early passes:
 compile the step with `compiler_options("cpu")`. Weight gradients, 1 x 1 kernels, tiny images and
-images of few channels are matrix products here, because XLA's own ways to compute them are slow.
+images of few channels are matrix products here, because XLA's own ways to compute them are slow;
+3 x 3 kernels with many channels go Winograd's way (`models.winograd`), which has fewer products.
 
 The choice is made when a program is lowered, so that one traced program serves every platform.
 """
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from models import winograd
+
 _NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO, NHWC
 # Where XLA's own convolutions are slower than matrix products of patches; found by timing.
 _TINY_IMAGE = 4  # pixels
@@ -25,6 +28,7 @@ _COLOURS = 4  # channels of an image, at most
 _FEW_CHANNELS = 8  # so few that neighbours are computed together
 _MANY_CHANNELS = 32  # of weight gradients that are products of rows, in or out
 _SOME_CHANNELS = 12  # the same, both in and out
+_WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 
 
 def compiler_options(platform: str) -> dict[str, str]:
@@ -189,6 +193,8 @@ def _gradients(
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    if _suits_winograd(x, kernel, window):
+        return winograd.convolution(_padded(x, window.padding), kernel, window.precision)
     by_patches = _one_product(x, kernel) or kernel.shape[2] <= _COLOURS
     return (_by_patches if by_patches else _stock)(x, kernel, window)
 
@@ -202,6 +208,11 @@ def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
+    if _suits_winograd(x, kernel, window):
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        around = _padded(cotangent, _turned(window.padding, kernel))
+        for_x = winograd.convolution(around, turned, window.precision)
+        return for_x, _kernel_gradient(x, kernel, cotangent, window)
     if _one_product(x, kernel):
         return _gradients(x, kernel, cotangent, _by_patches, window)
     large = kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL
@@ -210,11 +221,38 @@ def _cpu_gradients(
     return for_x, _kernel_gradient(x, kernel, cotangent, window)
 
 
+def _suits_winograd(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
+    """Whether tiles fill the results and the images, and there are channels enough."""
+    sizes = [
+        *x.shape[1:3],
+        *(n + sum(p) for n, p in zip(x.shape[1:3], window.padding, strict=True)),
+    ]
+    return (
+        kernel.shape[:2] == (3, 3)
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and max(kernel.shape[2:]) >= 2 * _WINOGRAD_CHANNELS
+        and window.strides == (1, 1)
+        and all(size % 2 == 0 for size in sizes)
+        and x.dtype == jnp.float32
+    )
+
+
+def _turned(
+    padding: tuple[tuple[int, int], tuple[int, int]], kernel: jax.Array
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What to put around the cotangent, so that the turned kernel gives the images' gradient."""
+    (top, bottom), (left, right) = padding
+    down, across = kernel.shape[0] - 1, kernel.shape[1] - 1
+    return (down - top, down - bottom), (across - left, across - right)
+
+
 def _kernel_gradient(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> jax.Array:
     """The kernel's gradient as matrix products, where they are faster."""
     height, width, inputs, outputs = kernel.shape
+    if _suits_winograd(x, kernel, window):
+        return winograd.kernel_gradient(_padded(x, window.padding), cotangent, window.precision)
     many = max(inputs, outputs) >= _MANY_CHANNELS
     if 1 < inputs <= _COLOURS and outputs > 2 * _FEW_CHANNELS:
         return jax.vjp(lambda kernel: _by_patches(x, kernel, window), kernel)[1](cotangent)[0]
@@ -229,9 +267,8 @@ def _kernel_gradient(
             for i in range(height)
         ]
         return jnp.stack(parts).reshape(kernel.shape)
-    (top, bottom), (left, right) = window.padding
-    around = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
-    rows = lax.optimization_barrier(_shifted(_padded(cotangent, around), width, 2))
+    around = _padded(cotangent, _turned(window.padding, kernel))
+    rows = lax.optimization_barrier(_shifted(around, width, 2))
     length = x.shape[1]
     parts = [
         _product("nhwi,nhwo->io", x, rows[:, i : i + length], window)
