@@ -3,6 +3,7 @@
     python -m tests.matrix                 everything: half an hour
     python -m tests.matrix --quick         what CI runs: the library, oldest and newest
     python -m tests.matrix newest-train    some of the environments
+    python -m tests.matrix size-cuda13     what an extra installs, no tests; not in "everything"
 
 Builds the sdist, from it the wheel, and for each environment a virtual environment with the wheel,
 in which the tests that belong there and an example run without the sources. With the newest
@@ -44,7 +45,7 @@ class Environment(NamedTuple):
     Attributes:
         extra: of the wheel; "" for the library alone.
         pins: requirements besides; those of the wheel hold too.
-        tests: names of test files that are run in it.
+        tests: names of test files that are run in it; none: it is only installed.
     """
 
     extra: str
@@ -58,6 +59,10 @@ ENVIRONMENTS = {
     "oldest-train": Environment("train", ("jax==0.10.0", "flax==0.12.8", "optax==0.2.8"), TRAINING),
     "newest-train": Environment("train", (), TRAINING),
 }
+SIZES = {
+    f"size-{extra}": Environment(extra, (), ())
+    for extra in ("cuda12", "cuda13", "tpu", "bench", "docs")
+}
 _NEEDED = ("flax", "hypothesis", "pytest", "scikit-image", "scikit-learn", "scipy")
 
 
@@ -69,12 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     names = options.names or [n for n in ENVIRONMENTS if not options.quick or "-" not in n]
+    known = ENVIRONMENTS | SIZES
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"no environment {unknown[0]!r}; there are: {', '.join(known)}")
     rows: dict[str, Any] = {}
     with _folder(options.keep) as folder:
         wheel = build(folder)
         for name in names:
             begun = time.monotonic()
-            rows[name] = try_out(folder, wheel, name, ENVIRONMENTS[name], quick=options.quick)
+            rows[name] = try_out(folder, wheel, name, known[name], quick=options.quick)
             rows[name]["seconds"] = round(time.monotonic() - begun)
             versions = ", ".join(f"{k} {v}" for k, v in rows[name]["versions"].items())
             print(f"{name}: {rows[name]['outcome']} ({versions})", flush=True)
@@ -109,6 +117,10 @@ def try_out(
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _checked([*install, f"pb_jax{extra} @ {wheel.as_uri()}", *environment.pins])
     size = sum(file.stat().st_size for file in (place / "venv").rglob("*") if file.is_file())
+    about = {"python": _python_version(python), "versions": _versions(python)}
+    about["megabytes"] = round(size / 1e6)
+    if not environment.tests:
+        return {"passed": True, "outcome": "installed", **about}
     _checked([*install, *_NEEDED, *environment.pins])
     _checked([python, "-m", "pip", "check"])
     # Everything that tests need, and nothing that could be imported in the wheel's place.
@@ -133,13 +145,7 @@ def try_out(
     if name == "newest":
         types = check_types(place, python)
         passed, outcome = passed and not types, f"{outcome}; types: {types or 'fine'}"
-    return {
-        "passed": passed,
-        "outcome": outcome,
-        "python": _python_version(python),
-        "versions": _versions(python),
-        "megabytes": round(size / 1e6),
-    }
+    return {"passed": passed, "outcome": outcome, **about}
 
 
 def check_types(place: Path, python: str) -> str:
