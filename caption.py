@@ -24,7 +24,6 @@ where all pictures have a caption, 2 where an error was reported, 130 after Ctrl
 """
 
 import argparse
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from pb_jax import program
 from pb_jax.errors import UserError
+from pb_jax.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +122,7 @@ def _read_run(workdir: Path) -> tuple[dict[str, Any], int]:
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} holds no run of train.py: there is no config.json in it")
     try:
-        config = training.resolve(json.loads((workdir / "config.json").read_text("utf-8")))
+        config = training.resolve(read_json(workdir / "config.json"))
         name = config["model"]["name"]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{workdir / 'config.json'} is damaged ({error})") from error

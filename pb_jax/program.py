@@ -20,6 +20,7 @@ from pb_jax.errors import UserError
 LEFT_ALONE = 3  # exit status where another process of the run is gone
 INTERRUPTED, TERMINATED = 130, 143  # as shells count them
 _PIPE_CLOSED = 141
+_MOST_SAID = 3000  # letters of an error
 _PLAIN = {
     "±": "+/-", "\u00d7": "x", "≤": "<=", "≥": ">=", "α": "alpha", "σ": "sigma", "…": "...",
     "\u2013": "-", "\u2014": "-", "\u2212": "-",
@@ -103,7 +104,25 @@ def report(error: UserError, *, debug: bool = False) -> None:
     """Say on standard error what is wrong."""
     if debug:
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {message(error)}", file=sys.stderr, flush=True)
+
+
+def message(error: UserError) -> str:
+    r"""What an error says, fit for a terminal: not too long, and without control characters.
+
+    >>> message(UserError("no such file: \x1b[2Ja"))
+    'no such file: \\x1b[2Ja'
+    """
+    text = str(error)
+    if len(text) > _MOST_SAID:
+        text = f"{text[: _MOST_SAID // 2]} … {text[-_MOST_SAID // 2 :]}"
+    return "".join(map(_visible, text))
+
+
+def _visible(letter: str) -> str:
+    # The last are bytes of a file's name, see `_in_other_words`.
+    kept = letter.isprintable() or letter in "\n\t" or "\udc80" <= letter <= "\udcff"
+    return letter if kept else ascii(letter)[1:-1]
 
 
 def plain_output() -> None:

@@ -43,11 +43,17 @@ def write_run(
     lines = [
         {
             "epoch": epoch,
+            "step": 10 * epoch,
             "train_loss": 2 / epoch,
             "train_accuracy": 1 - 0.5 / epoch,
             "val_loss": 2.2 / epoch,
             "val_accuracy": 1 - 0.6 / epoch,
             "frozen_fraction": frozen if masks and epoch >= min(masks) else 0.0,
+            "zero_gradient_fraction": 0.3,
+            "threshold": None,
+            "learning_rate": 1e-3,
+            "examples_per_second": 1000.0,
+            "seconds": 10.0,
         }
         for epoch in range(1, epochs + 1)
     ]

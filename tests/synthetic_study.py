@@ -25,7 +25,8 @@ signal.signal(signal.SIGTERM, stop)
 with path.open("a") as file:
     for epoch in range(done + 1, epochs + 1):
         record = dict.fromkeys(("train_loss", "train_accuracy", "val_loss", "val_accuracy",
-                                "frozen_fraction", "zero_gradient_fraction"), 0.5)
+                                "frozen_fraction", "zero_gradient_fraction", "learning_rate",
+                                "examples_per_second"), 0.5)
         record |= {"epoch": epoch, "step": 10 * epoch, "threshold": None, "seconds": 0.01}
         file.write(json.dumps(record) + "\\n")
         file.flush()

@@ -44,8 +44,12 @@ def run(tmp_path_factory):
     checkpoints = Checkpoints(folder / "checkpoints", "val_bleu4")
     checkpoints.save({"params": params, "model_state": model_state}, {"epoch": 2, "val_bleu4": 0.1})
     checkpoints.close()
-    (folder / "summary.json").write_text(json.dumps({"best_epoch": 2, "epochs": 3}))
+    (folder / "summary.json").write_text(summary(best_epoch=2))
     return folder
+
+
+def summary(**changes):
+    return json.dumps(dict.fromkeys(training.metrics.SUMMARY, 3) | changes)
 
 
 def picture(path, seed=0, size=(60, 40)):
@@ -139,8 +143,9 @@ def changed(run, tmp_path, name, content):
         ("config.json", "[]", "damaged"),
         ("config.json", '{"model": {"name": "lenet5"}}', "run of lenet5, which writes no captions"),
         ("summary.json", None, "not finished"),
-        ("summary.json", '{"best_epoch": 1, "epochs": 2}', "not finished"),
-        ("summary.json", '{"best_epoch": 1, "epochs": 3}', "cannot be read"),
+        ("summary.json", summary(epochs=2), "not finished"),
+        ("summary.json", "[]", "not finished"),
+        ("summary.json", summary(best_epoch=1), "cannot be read"),
         (training.VOCABULARY, None, "no such file"),
     ],
 )

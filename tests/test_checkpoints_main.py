@@ -123,6 +123,12 @@ def test_wrong_folders(tmp_path, capsys):
     assert not target.exists()
 
 
+def test_a_damaged_record(run, tmp_path, capsys):
+    (run / "checkpoints" / "3" / "record" / "metadata").write_text("[1]")
+    said = fails(capsys, "export", run, tmp_path / "out.safetensors", "--epoch", "3")
+    assert "3 cannot be read: holds no object" in said
+
+
 def test_wrong_targets(run, tmp_path, capsys):
     target = tmp_path / "out.safetensors"
     target.write_text("mine")

@@ -74,7 +74,7 @@ def test_an_order_is_part_of_it():
         (b"", "cannot be read as a vocabulary"),
         (b"\xff\xfe", "cannot be read as a vocabulary"),
         (b"[" * 100_000, "cannot be read as a vocabulary"),
-        (b"[]", "is no vocabulary of format 1"),
+        (b"[]", "cannot be read as a vocabulary"),
         (b'{"format": 2, "words": []}', "is no vocabulary of format 1"),
         (b'{"format": 1}', "no list of words"),
         (b'{"format": 1, "words": "dog"}', "no list of words"),

@@ -101,6 +101,14 @@ def test_other_items_go_on(capsys):
     assert program.each([1], work) == 0
 
 
+def test_errors_fit_a_terminal(capsys):
+    program.report(UserError("a" * 10_000 + "\x1b[2J\x00\n" + "b" * 1000))
+    said = capsys.readouterr().err
+    assert len(said) < 3100
+    assert said.startswith("error: aaa")
+    assert said.endswith("\\x1b[2J\\x00\n" + "b" * 1000 + "\n")
+
+
 def test_a_reader_that_has_gone(tmp_path):
     script = "from pb_jax import program\nprogram.end(program.run(lambda: print('x\\n' * 10**6)))"
     with subprocess.Popen(

@@ -167,6 +167,29 @@ def test_another_configuration_needs_another_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("folder", "../../elsewhere", "no folder inside of the study's"),
+        ("folder", "/elsewhere", "no folder inside of the study's"),
+        ("share_of", "runs/../..", "no folder inside of the study's"),
+        ("folder", "", "no folder inside of the study's"),
+        ("folder", 3, "folder of a run is 3"),
+        ("seed", "0", "seed of a run is '0'"),
+        ("settings", [], "is damaged"),
+        ("other", 1, "is damaged"),
+    ],
+)
+def test_a_run_of_a_damaged_plan(tmp_path, key, value, message):
+    """Nothing outside of the study's folder is read, nothing outside of an export's written."""
+    write_study(tmp_path, seeds=1)
+    plan = json.loads((tmp_path / "study.json").read_text())
+    plan["runs"][0][key] = value
+    (tmp_path / "study.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [(None, "is .* the folder of a study"), ("{", "is damaged"), ('{"runs": []}', "is damaged")],
 )

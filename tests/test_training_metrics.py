@@ -31,7 +31,7 @@ def test_a_line_cut_short_does_not_count(tmp_path):
         assert len(metrics.read(path)) == (2 if cut == len(whole) - 1 else 1)
         assert metrics.rewind(path, 1) == [record(1)] * len(metrics.read(path))
     path.write_text("{\n" + whole)
-    with pytest.raises(ValueError, match="line 1 of"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(line 1: "):
         metrics.read(path)
 
 
@@ -72,3 +72,56 @@ def test_tensorboard_goes_on_where_it_stopped(tmp_path):
     assert b"train/loss" in written
     assert b"run/learning_rate" in written
     assert b"threshold" not in written
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["3", "null", '{"epoch": 1}', '"epoch"', "[" * 100_000, "\xff", '{"epoch": NaN}', "1" * 5000],
+)
+def test_a_damaged_line_is_named(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    metrics.append(path, record(1))
+    path.write_bytes(path.read_bytes() + damage.encode("latin-1") + b"\n")
+    with pytest.raises(metrics.MetricsError, match=r"metrics\.jsonl is damaged \(line 2: "):
+        metrics.read(path)
+
+
+@pytest.mark.parametrize("change", [{"epoch": True}, {"step": 1.5}, {"seconds": "1"}])
+def test_a_value_of_another_type(tmp_path, change):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(record(1) | change) + "\n")
+    with pytest.raises(metrics.MetricsError, match=f"{next(iter(change))} is "):
+        metrics.read(path)
+
+
+def summary(**changes):
+    return dict.fromkeys(metrics.SUMMARY, 3) | changes
+
+
+def test_a_summary_is_read(tmp_path):
+    path = tmp_path / "summary.json"
+    assert metrics.read_summary(path) is None
+    metrics.write_summary(path, summary(threshold=math.nan))
+    assert metrics.read_summary(path, metrics.SUMMARY) == summary(threshold=None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        "{}",
+        *(json.dumps(summary(frozen_fraction=value)) for value in ("0.5", None, [1], True)),
+        json.dumps(summary(threshold="none")),
+        json.dumps(summary(best_epoch=1.5)),
+        json.dumps(summary(test_bleu4=[0.1])),
+        json.dumps(summary()).replace("3", "1e999", 1),
+        json.dumps(summary()).replace("3", "9" * 400, 1),
+    ],
+    ids=range(12),
+)
+def test_a_damaged_summary_is_named(tmp_path, damage):
+    path = tmp_path / "summary.json"
+    path.write_text(damage)
+    with pytest.raises(metrics.MetricsError, match=r"summary\.json is damaged \("):
+        metrics.read_summary(path, metrics.SUMMARY)

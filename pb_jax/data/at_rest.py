@@ -7,7 +7,6 @@ needs no TFDS; where that is missing or stale it is made again.
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from pb_jax.data.errors import DataError
 from pb_jax.data.locking import locked
 from pb_jax.data.progress import Progress
 from pb_jax.data.specs import CaptionSpec, Spec
+from pb_jax.files import read_json
 
 _DERIVED = "decoded"
 _WORK = ".preparing"
@@ -54,7 +54,7 @@ def metadata(spec: Spec | CaptionSpec, root: Path, splits: Iterable[str]) -> dic
     """
     path = dataset_dir(spec, root) / "metadata.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         digests = {split: str(content["sha256"][split]) for split in splits}
         return {**content, "sha256": digests}
     except (OSError, ValueError, KeyError, TypeError) as error:

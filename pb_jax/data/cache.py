@@ -4,14 +4,13 @@ The folder holds one .npy file an array and, written last, an index: the format'
 digests of the content and the size of every file. An index that does not fit means no cache.
 """
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from pb_jax.data.dataset import Geometry, Split
-from pb_jax.files import replacing, write_json
+from pb_jax.files import read_json, replacing, write_json
 
 _FORMAT = 1
 _INDEX = "index.json"
@@ -29,7 +28,7 @@ def read(folder: Path, digests: dict[str, str], geometry: Geometry) -> dict[str,
         The splits, read-only; None if there is no cache, or one that is stale or damaged.
     """
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / _INDEX)
         if index != _index(folder, digests):
             return None
         splits = {

@@ -20,7 +20,7 @@ from pb_jax.data.errors import DataError
 from pb_jax.data.pictures import check_indices, decode, in_threads, stack
 from pb_jax.data.progress import Progress
 from pb_jax.data.specs import CaptionSpec
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 
 _SPLITS = ("train", "validation", "test")
 _INDEX = "captions.json"
@@ -228,7 +228,7 @@ def _records(spec: CaptionSpec, root: Path, split: str, progress: Progress) -> I
 def _read_index(path: Path, digests: dict[str, str]) -> dict[str, tuple[Example, ...]] | None:
     """The examples; None if there is no index, or one that is stale or damaged."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         if index["format"] != _FORMAT:
             return None
         splits = {
@@ -238,7 +238,7 @@ def _read_index(path: Path, digests: dict[str, str]) -> dict[str, tuple[Example,
             )
             for split in _SPLITS
         }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return splits if _digests(splits) == digests else None
 

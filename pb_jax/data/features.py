@@ -21,7 +21,7 @@ from pb_jax.data.errors import DataError
 from pb_jax.data.locking import locked
 from pb_jax.data.pictures import ImageSource
 from pb_jax.data.progress import Progress
-from pb_jax.files import replacing, write_json
+from pb_jax.files import read_json, replacing, write_json
 
 _FORMAT = 1
 _PIECE = 1 << 24  # bytes that are read at a time
@@ -136,7 +136,7 @@ class _Store:
         if not self.index.exists():
             return None
         try:
-            index = json.loads(self.index.read_text(encoding="utf-8"))
+            index = read_json(self.index)
             if index["about"] != self.about:
                 raise ValueError("the index belongs to something else")
             found = self.array.stat().st_size

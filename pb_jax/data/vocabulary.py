@@ -1,6 +1,5 @@
 """The words that a captioner knows, and captions as rows of their numbers."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from pb_jax.checks import check_number
 from pb_jax.errors import UserError
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 
 PAD = 0
 """Fills a row behind its end; never predicted, never counted."""
@@ -140,12 +139,12 @@ class Vocabulary:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError as error:
             raise UserError(f"{path}: there is no such file; training writes it") from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: cannot be read as a vocabulary ({error})") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        if content.get("format") != _FORMAT:
             raise UserError(f"{path}: is no vocabulary of format {_FORMAT}")
         words = content.get("words")
         if not isinstance(words, list):

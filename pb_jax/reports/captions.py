@@ -1,11 +1,9 @@
 """What captioners look at for each word, and how good their captions are."""
 
-import json
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pb_jax.checks import check_choice
 from pb_jax.errors import UserError
+from pb_jax.files import read_json
 from pb_jax.reports import style
 from pb_jax.reports.style import in_style, percent
 
@@ -182,7 +181,7 @@ def _literal(text: str) -> str:
 def _read_scores(workdir: Path, split: str) -> dict[str, float]:
     path = workdir / "summary.json"
     try:
-        summary: Any = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         found = {f"bleu{order}": float(summary[f"{split}_bleu{order}"]) for order in _ORDERS}
         return {**found, "frozen_fraction": float(summary["frozen_fraction"])}
     except FileNotFoundError as error:

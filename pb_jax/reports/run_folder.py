@@ -1,10 +1,8 @@
 """What the figures are drawn from: a run's folder, read and checked."""
 
 import dataclasses
-import json
 import math
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pb_jax.errors import UserError
+from pb_jax.files import read_json
 
 _CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "frozen_fraction")
 _SCORES = ("val_bleu4",)  # of captioners
 _NAMED = ("model", "dataset")
 _LEAF_COUNTS = ("leaf_sizes", "leaf_frozen", "leaf_zeros", "leaf_nonfinite")
 _ESTIMATE = ("region", "bandwidth", "grid", "density", "subrange_means", "subrange_shares")
-UNREADABLE = (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, TypeError, ValueError, OverflowError)
 # Their threshold is one of weights, which has no place among gradients.
 _RULES_BY_WEIGHT = frozenset({"weight_magnitude"})
 
@@ -222,11 +221,22 @@ def read_mask(path: Path, *, rule: str, largest: bool = False) -> Mask:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The content of a `.npz`; what may go wrong with one that exists is in `UNREADABLE`."""
+    """The content of a `.npz`.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no .npz archive")
-    with np.load(path, allow_pickle=False) as archive:
-        return dict(archive)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            content = dict(archive)
+    except Exception as error:  # numpy, zipfile and what unpacks raise many kinds
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    for name, array in content.items():
+        if not isinstance(array, np.ndarray):  # bytes, where it is no .npy
+            raise ValueError(f"{name} is no array")
+    return content
 
 
 def _estimate(content: Mapping[str, np.ndarray]) -> Estimate | None:
@@ -243,7 +253,7 @@ def _estimate(content: Mapping[str, np.ndarray]) -> Estimate | None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         freeze = {"stop_epoch": None, "batches": 1, **config["freeze"]}
         freeze["rule"] = str(freeze["rule"])
         named = {part: {**config[part], "name": str(config[part]["name"])} for part in _NAMED}
@@ -270,6 +280,8 @@ def _read_records(path: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarra
             )
             for key in ("epoch", *_CURVES, *scores)
         }
+    except UserError:
+        raise
     except KeyError as error:
         raise damaged(path, f"a line lacks {error}") from error
     except (OSError, TypeError, ValueError) as error:
@@ -280,12 +292,12 @@ def _read_records(path: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarra
 
 
 def _read_summary(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, TypeError, ValueError) as error:
-        raise damaged(path, error) from error
+    from pb_jax.training import metrics
+
+    summary = metrics.read_summary(path)
+    if summary is not None and not isinstance(summary.get("versions", {}), dict):
+        raise damaged(path, "versions is no object")
+    return summary
 
 
 def _missing(path: Path) -> UserError:

@@ -1,13 +1,12 @@
 """A study's folder without what is large or of the machine: what can be kept under `results/`."""
 
-import json
 import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 from pb_jax.study import record
 
 _HERE = ("dataset.data_dir", "dataset.source_dir")
@@ -42,7 +41,7 @@ def export(folder: Path, target: Path, *, masks: bool = True) -> list[Path]:
             if not (source / "config.json").exists():
                 continue
             copy.mkdir(parents=True, exist_ok=True)
-            config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+            config = read_json(source / "config.json")
             write_json(copy / "config.json", _anywhere(config))
             names = [name for name in _COPIED if (source / name).exists()]
             if masks and run.seed == first:
@@ -50,7 +49,7 @@ def export(folder: Path, target: Path, *, masks: bool = True) -> list[Path]:
             for name in names:
                 shutil.copyfile(source / name, copy / name)
             written += [copy / name for name in ("config.json", *names)]
-    except OSError as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"cannot export {folder} to {target}: {error}") from error
     return written
 

@@ -1,15 +1,14 @@
 """`study.json`: which runs a study has, so that tables can be made from its folder alone."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pb_jax.errors import UserError
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 from pb_jax.study.plan import Run
-from pb_jax.training.workdir import RESUMABLE
+from pb_jax.training.workdir import differences, listed
 
 FILE = "study.json"
 
@@ -84,37 +83,40 @@ def read(folder: Path) -> Study:
     """
     path = folder / FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         base = {key: _tuples(value) for key, value in content["base"].items()}
-        runs = tuple(
-            Run(
-                **{
-                    **run,
-                    "point": _all_tuples(run["point"]),
-                    "settings": _all_tuples(run["settings"]),
-                }
-            )
-            for run in content["runs"]
-        )
-        return Study(content["config"], base, runs, tuple(content["commands"]))
+        runs = tuple(map(_run, content["runs"]))
+        return Study(str(content["config"]), base, runs, tuple(map(str, content["commands"])))
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; is {folder} the folder of a study?") from error
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); run study.py in another folder") from error
 
 
+def _run(content: Mapping[str, Any]) -> Run:
+    """A run as it was written.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is damaged.
+    """
+    whole = {key: _all_tuples(content[key]) for key in ("point", "settings")}
+    run = Run(**{**content, **whole})
+    for name in ("folder", "label", "rule"):
+        if not isinstance(getattr(run, name), str):
+            raise TypeError(f"{name} of a run is {getattr(run, name)!r:.100}")
+    for folder in (run.folder, *([] if run.share_of is None else [run.share_of])):
+        path = Path(folder)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{folder!r:.100} is no folder inside of the study's")
+    if not isinstance(run.seed, int) or isinstance(run.seed, bool):
+        raise TypeError(f"seed of a run is {run.seed!r:.100}")
+    return run
+
+
 def _check_same(what: str, before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    changed = sorted(
-        key
-        for key in before.keys() | now.keys()
-        if key not in RESUMABLE and before.get(key) != now.get(key)
-    )
-    if changed:
-        listed = "\n".join(
-            f"  {key}: {before.get(key)!r} there, {now.get(key)!r} here" for key in changed
-        )
+    if changed := differences(before, now):
         raise UserError(
-            f"{folder} holds {what} with another configuration:\n{listed}\n"
+            f"{folder} holds {what} with another configuration:\n{listed(changed)}\n"
             "Give the same configuration to go on with it, or another --workdir."
         )
 

@@ -1,7 +1,6 @@
 """What the runs of a study have measured, read from their folders."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ SCORES = {
 }
 """What runs are compared by, and how it is called: the first that all of them have."""
 FULL = "none"
+_NEEDED = ("steps", "final_val_accuracy", "frozen_fraction", "seconds")
 CONTROL = "random"
 
 
@@ -110,7 +110,7 @@ def read_result(folder: Path, run: Run) -> Result:
     workdir = folder / run.folder
     try:
         records = metrics.read(workdir / "metrics.jsonl")
-        summary = _summary(workdir / "summary.json")
+        summary = metrics.read_summary(workdir / "summary.json", _NEEDED) or {}
     except (OSError, ValueError):
         return Result(run, "damaged", {}, [])
     if not records:
@@ -118,10 +118,6 @@ def read_result(folder: Path, run: Run) -> Result:
     if not summary or summary["steps"] != records[-1]["step"]:
         return Result(run, "unfinished", {}, records)
     return Result(run, "finished", summary, records)
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def cells_of(results: Iterable[Result]) -> list[Cell]:

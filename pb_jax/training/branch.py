@@ -1,6 +1,5 @@
 """Runs that share the epochs before their masks: one is trained, the others go on from it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 
 import pb_jax
 from pb_jax.errors import UserError
+from pb_jax.files import read_json
 from pb_jax.training import metrics, stored
 from pb_jax.training.step import TrainState
-from pb_jax.training.workdir import differences
+from pb_jax.training.workdir import differences, listed
 
 _OUTER = "opt_state."
 
@@ -25,15 +25,16 @@ def check(config: Mapping[str, Any], source: Path) -> None:
     """
     path = source / "config.json"
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_json(path)
     except OSError as error:
         raise UserError(f"cannot start from {source}: no {path} ({error.strerror})") from error
     except ValueError as error:
         raise UserError(f"cannot start from {source}: {path} is damaged ({error})") from error
     other = [line for line in differences(there, config) if not line.startswith("freeze.")]
     if other:
-        listed = "\n".join(f"  {line}" for line in other)
-        raise UserError(f"cannot start from {source}, a run of another configuration:\n{listed}")
+        raise UserError(
+            f"cannot start from {source}, a run of another configuration:\n{listed(other)}"
+        )
 
 
 def read(source: Path, like: TrainState, before: int) -> tuple[TrainState, list[dict[str, Any]]]:

@@ -1,16 +1,18 @@
 """Checkpoints of everything that training changes: the latest ones and the best.
 
 A checkpoint is an orbax one, `checkpoints/EPOCH/`, of the items `state`, the training state as a
-flat dict of arrays named by their path (`params.conv1.kernel`, `opt_state.mask.conv1.kernel`), and
-`record`, the epoch's line of `metrics.jsonl`. Of a compact state only what trains is saved, with a
-third item, `delta`, that says which base holds the rest: see `pb_jax.training.delta`. Saving goes
-on in the background while the next epoch runs; a folder gets its name when all of it has been
-written, so a kill leaves the one before.
+flat dict of arrays named by their path (`params.conv1.kernel`, `opt_state.mask.conv1.kernel`),
+`record`, the epoch's line of `metrics.jsonl`, and `checksums`, against which both are held when
+they are read. Of a compact state only what trains is saved, with a fourth item, `delta`, that says
+which base holds the rest: see `pb_jax.training.delta`. Saving goes on in the background while the
+next epoch runs; a folder gets its name when all of it has been written, so a kill leaves the one
+before.
 """
 
-import logging
+import contextlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.errors import UserError
+from pb_jax.files import write_json
 from pb_jax.training import delta, processes, stored
 from pb_jax.training.modules import Arrays
+
+_NOTES = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -45,7 +50,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # a second or two, so not at the top
         from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        stored.quiet()
         policy = AnyPreservationPolicy(
             [LatestN(keep), BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         )
@@ -53,14 +58,20 @@ class Checkpoints:
         self._warn, self._score, self._key = warn, score, key
         self.folder = folder.resolve()
         self._bases = delta.Bases(self.folder)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=rank,  # without it orbax keeps no metrics for the policy
-                preservation_policy=policy,
-                cleanup_tmp_directories=True,
-            ),
+        processes.on_first(self._mend_metrics)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=rank,  # without it orbax keeps no metrics for the policy
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
         )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except Exception:  # its notes on a checkpoint are damaged: it can do without
+            if jax.process_count() > 1:
+                raise
+            for epoch in stored.epochs(self.folder):
+                (self.folder / str(epoch) / _NOTES).unlink(missing_ok=True)
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def epochs(self) -> list[int]:
         """Epochs after which there is a whole checkpoint, in order."""
@@ -72,23 +83,31 @@ class Checkpoints:
         Args:
             state: any pytree of arrays.
             record: the epoch's line of `metrics.jsonl`.
+
+        Raises:
+            UserError: it, or the one before, cannot be written.
         """
+        with self._writing():
+            self._save(state, record)
+
+    def _save(self, state: Any, record: dict[str, Any]) -> None:
         save = self._ocp.args
-        items: dict[str, Any] = {stored.RECORD: save.JsonSave(record)}  # pyright: ignore[reportCallIssue]
+        content: dict[str, Any] = {stored.RECORD: record}
         # From here to the call below nothing is being saved: see `delta`.
-        self.wait()
+        self._manager.wait_until_finished()
         if delta.applies(state):
             state, frozen, kinds = delta.split(state)
             base = processes.on_first(lambda: self._bases.write(frozen))
-            items[stored.DELTA] = save.JsonSave({"base": base, "params": kinds})  # pyright: ignore[reportCallIssue]
+            content[stored.DELTA] = {"base": base, "params": kinds}
             self._remove_bases(base["file"])
         else:
             self._remove_bases()
-        items[stored.STATE] = save.StandardSave(stored.flat(state))  # pyright: ignore[reportCallIssue]
+        arrays = stored.flat(state)
+        content[stored.SUMS] = stored.checksums(content | arrays)
+        items: dict[str, Any] = {name: save.JsonSave(one) for name, one in content.items()}  # pyright: ignore[reportCallIssue]
+        items[stored.STATE] = save.StandardSave(arrays)  # pyright: ignore[reportCallIssue]
         self._manager.save(
-            record[self._key],
-            args=save.Composite(**items),
-            metrics={"score": record[self._score], "epoch": record["epoch"]},
+            record[self._key], args=save.Composite(**items), metrics=self._metrics(record)
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -129,13 +148,27 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait until everything saved is on the disk."""
-        self._manager.wait_until_finished()
+        """Wait until everything saved is on the disk; a UserError if it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finish writing, and close."""
-        self._manager.close()
-        self._remove_bases()
+        """Finish writing, and close; a UserError if something cannot be written."""
+        with self._writing():
+            self._manager.close()
+            self._remove_bases()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # a full disk is an error of many kinds
+            raise UserError(
+                f"cannot write a checkpoint into {self.folder}: {_said(error)}\n"
+                "When that is mended, the same again goes on from the checkpoint before."
+            ) from error
 
     def _restore(self, epoch: int, like: Any) -> tuple[Any, dict[str, Any]]:
         checkpoint = self.folder / str(epoch)
@@ -148,12 +181,29 @@ class Checkpoints:
         abstract = jax.tree.map(_abstract, stored.flat(like))
         found = self._manager.restore(
             epoch,
-            args=args.Composite(
-                state=args.StandardRestore(abstract),  # pyright: ignore[reportCallIssue]
-                record=args.JsonRestore(),  # pyright: ignore[reportCallIssue]
-            ),
+            args=args.Composite(state=args.StandardRestore(abstract)),  # pyright: ignore[reportCallIssue]
         )
-        return stored.unflat(found["state"], like), found["record"]
+        stored.check(checkpoint, found[stored.STATE])
+        record = stored.item(checkpoint, stored.RECORD)
+        return stored.unflat(found[stored.STATE], like), record
+
+    def _metrics(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {"score": record[self._score], "epoch": record["epoch"]}
+
+    def _mend_metrics(self) -> None:
+        """Write again what orbax would stumble over: its metrics are a part of the record."""
+        for epoch in stored.epochs(self.folder):
+            checkpoint = self.folder / str(epoch)
+            try:
+                wanted = self._metrics(stored.item(checkpoint, stored.RECORD))
+            except (OSError, ValueError, LookupError, TypeError):  # `restore` will say so
+                wanted = {"score": -sys.float_info.max, "epoch": epoch}
+            with contextlib.suppress(OSError, ValueError):
+                if stored.item(checkpoint, stored.METRICS) == wanted:
+                    continue
+            folder = checkpoint / stored.METRICS
+            folder.mkdir(exist_ok=True)
+            write_json(folder / stored.METRICS, wanted)
 
     def _remove_bases(self, *needed: str) -> None:
         """Remove the bases that no checkpoint names, but for those that the next one needs."""
@@ -250,5 +300,6 @@ def _said(error: Exception) -> str:
     """What was wrong, in a line."""
     if isinstance(error, UserError):
         return str(error)
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text[:200]}"
+    text = str(error).strip().split("\n")[0].partition(" [tensorstore_spec=")[0]
+    full = "No space left on device"  # at the end of a long message
+    return f"{type(error).__name__}: {full if full in text else text[:200]}"

@@ -329,9 +329,9 @@ def _check_value(name: str, key: Key, value: Any) -> None:
     if wrong_bool or not isinstance(value, key.types):
         kinds = key.allowed or " or ".join(t.__name__ for t in key.types if t is not type(None))
         optional = ", or None" if type(None) in key.types else ""
-        raise UserError(f"{name}={value!r} is not allowed: {kinds}{optional}")
+        raise UserError(f"{name}={value!r:.200} is not allowed: {kinds}{optional}")
     if value is not None and key.check is not None and not key.check(value):
-        raise UserError(f"{name}={value!r} is not allowed: {key.allowed}")
+        raise UserError(f"{name}={value!r:.200} is not allowed: {key.allowed}")
 
 
 def _check_schedule(flat: Mapping[str, Any]) -> None:

@@ -14,7 +14,6 @@ own, and cannot be stacked.
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 import optax
 
 import pb_jax
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 from pb_jax.training import mask_report, metrics
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.freezing import Freezing
@@ -120,7 +119,7 @@ def fit_together(
         UserError: no readable checkpoint.
     """
     if side_by_side == "faster" and (folder / _CHOICE).exists():  # found out before
-        seconds = json.loads((folder / _CHOICE).read_text(encoding="utf-8"))
+        seconds = read_json(folder / _CHOICE)
         side_by_side = min(seconds, key=seconds.__getitem__)
     ensemble = Ensemble(task, members, optimizer, side_by_side, compiler_options)
     progress = Progress(stream or sys.stdout, epochs, task.steps_per_epoch, task.batch_size)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.errors import UserError
-from pb_jax.files import replacing
+from pb_jax.files import read_json, replacing
 from pb_jax.training import delta, metrics, stored
 from pb_jax.training.checkpoints import rank, read_arrays
 
@@ -133,8 +133,10 @@ def export(workdir: Path, target: Path, epoch: int | str = "best", force: bool =
         stored_arrays = read_arrays(folder, number)
         record = stored.item(folder / str(number), stored.RECORD)
     except (UserError, OSError, ValueError) as error:
-        if (folder / str(number)).exists():
+        if isinstance(error, UserError) and (folder / str(number)).exists():
             raise
+        if (folder / str(number)).exists():
+            raise UserError(f"{folder / str(number)} cannot be read: {error}") from error
         raise UserError(
             f"{folder / str(number)} was removed while it was read, as training goes on; try again"
         ) from error
@@ -174,6 +176,6 @@ def _folder(workdir: Path) -> Path:
 
 def _config(workdir: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        config = read_json(workdir / "config.json")
         return {"model": config["model"]["name"], "dataset": config["dataset"]["name"]}
     return {}

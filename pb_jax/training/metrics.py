@@ -3,9 +3,11 @@
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
+import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 import jax
 
-from pb_jax.files import finite, replacing, write_json
+from pb_jax.errors import UserError
+from pb_jax.files import finite, read_json, replacing, write_json
 
 KEYS: tuple[str, ...] = (
     "epoch",
@@ -31,6 +34,28 @@ KEYS: tuple[str, ...] = (
 )
 """The keys of a line of `metrics.jsonl`, in order; `pb_jax.training` says what they mean."""
 
+SUMMARY: tuple[str, ...] = (
+    "final_val_accuracy",
+    "best_val_accuracy",
+    "best_epoch",
+    "frozen_fraction",
+    "threshold",
+    "parameters",
+    "seconds",
+    "epochs",
+    "steps",
+)
+"""The numbers that every `summary.json` has, of runs that ended by themselves."""
+
+_WHOLE = ("epoch", "step", "epochs", "epochs_asked", "best_epoch", "steps", "parameters")
+_NEVER_NULL = (
+    "val_accuracy",
+    "frozen_fraction",
+    "seconds",
+    "final_val_accuracy",
+    "best_val_accuracy",
+)
+_SCORES = ("train_", "val_", "test_")
 _CPUS = Path("/proc/cpuinfo")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint")
 
@@ -39,22 +64,58 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last one that was cut short by a kill does not count.
 
     Raises:
-        ValueError: a line other than the last is not JSON.
+        MetricsError: a line other than the last is damaged.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) - 1:  # nothing, not even a line's end, comes after it
+            records.append(_checked(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # nothing, not even a line's end, comes after it
                 break
-            raise ValueError(f"line {number + 1} of {path} is not JSON") from None
+            raise MetricsError(f"{path} is damaged (line {number}: {error})") from None
     return records
+
+
+class MetricsError(UserError, ValueError):
+    """A `metrics.jsonl` or `summary.json` is not as it was written."""
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """`record`, if it has numbers under all `KEYS`."""
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    _check_numbers(record, KEYS)
+    return record
+
+
+def _check_numbers(record: dict[str, Any], needed: Sequence[str]) -> None:
+    """Raise a ValueError unless what is to be a number is one, and the keys that are needed are."""
+    for key in needed:
+        if key not in record:
+            raise ValueError(f"no {key}")
+    for key, value in record.items():
+        if key in _WHOLE:
+            right = _is_number(value) and isinstance(value, int)
+        elif key in _NEVER_NULL:
+            right = _is_number(value)
+        else:
+            wanted = key in (*KEYS, *SUMMARY) or key.startswith(_SCORES)
+            right = (value is None or _is_number(value)) if wanted else True
+        if not right:
+            raise ValueError(f"{key} is {value!r:.100}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that `append` would write, which numpy can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 def rewind(path: Path, epoch: int) -> list[dict[str, Any]]:
@@ -82,23 +143,39 @@ def _line(record: dict[str, Any]) -> str:
 class TensorBoard:
     """Writes each epoch's numbers as TensorBoard events into `folder`.
 
+    Without tensorboardX's `SummaryWriter`, whose thread a full disk ends: then the tenth number
+    waits for it for ever.
+
     Args:
-        folder: made when the first numbers come.
+        folder: made where it is missing.
         epoch: the last epoch to keep of what an earlier, killed run has written there.
     """
 
     def __init__(self, folder: Path, epoch: int) -> None:
-        from tensorboardX import SummaryWriter  # half a second, so not at the top
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
 
-        self._writer = SummaryWriter(str(folder), purge_step=epoch + 1 if epoch else None)
+        self._proto: Any = event_pb2  # what is in it, protobuf makes when it is imported
+        folder.mkdir(parents=True, exist_ok=True)
+        # Its name has the second; another run of the same second must not take its place.
+        suffix = f".{os.getpid()}.{epoch}"
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=suffix)
+        if epoch:
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            for content in ({"file_version": "brain.Event:2"}, {"session_log": start}):
+                self._writer.write_event(self._proto.Event(step=epoch + 1, **content))
 
     def write(self, record: dict[str, Any]) -> None:
         """Add the numbers of an epoch."""
+        from tensorboardX.summary import scalar
+
         for key, value in finite(record).items():
             if value is not None and key not in ("epoch", "step"):
                 group, _, name = key.partition("_")
                 tag = f"{group}/{name}" if group in ("train", "val") else f"run/{key}"
-                self._writer.add_scalar(tag, value, record["epoch"])
+                event = self._proto.Event(step=record["epoch"], wall_time=time.time())
+                event.summary.CopyFrom(scalar(tag, value))
+                self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:
@@ -172,6 +249,26 @@ def versions() -> dict[str, str]:
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json`, atomically."""
     write_json(path, summary)
+
+
+def read_summary(path: Path, needed: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The content of a `summary.json`; None where there is none.
+
+    Args:
+        path: the file.
+        needed: keys that have to be in it.
+
+    Raises:
+        MetricsError: it is damaged.
+    """
+    try:
+        summary = read_json(path)
+        _check_numbers(summary, needed)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise MetricsError(f"{path} is damaged ({error})") from error
+    return summary
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ is in `docs/checkpoints.md`.
 
 import json
 import logging
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-STATE, RECORD, DELTA, METRICS = "state", "record", "delta", "metrics"
+from pb_jax.files import read_json
+
+STATE, RECORD, DELTA, METRICS, SUMS = "state", "record", "delta", "metrics", "checksums"
 """Items of a checkpoint."""
 INTERRUPTED = "interrupted"
 """The folder, among the checkpoints, of the one made inside an epoch."""
+
+
+def quiet() -> None:
+    """Keep orbax's log from the user: what matters is raised as well."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def flat(state: Any) -> dict[str, jax.Array]:
@@ -75,9 +84,59 @@ def is_delta(checkpoint: Path) -> bool:
 
 
 def item(checkpoint: Path, name: str) -> Any:
-    """One of a checkpoint's items in JSON: `RECORD`, `DELTA` or `METRICS`."""
+    """One of a checkpoint's items in JSON: `RECORD`, `DELTA`, `METRICS` or `SUMS`.
+
+    Raises:
+        OSError, ValueError: it is missing or damaged.
+    """
     file = METRICS if name == METRICS else "metadata"
-    return json.loads((checkpoint / name / file).read_text(encoding="utf-8"))
+    found = read_json(checkpoint / name / file)
+    if name in (RECORD, DELTA):
+        check(checkpoint, {name: found})
+    return found
+
+
+def checksums(content: Mapping[str, Any]) -> dict[str, int]:
+    """What `SUMS` holds: the CRC-32 of each array, with dtype and shape, and of each JSON item.
+
+    Arrays that other processes hold a part of are left out.
+
+    Args:
+        content: arrays, or what JSON can hold, by name.
+
+    Example:
+        >>> checksums({"record": {"epoch": 1}, "params.bias": np.zeros(2, np.float32)})
+        {'record': 2492569672, 'params.bias': 4026792908}
+    """
+    return {name: _crc(one) for name, one in content.items() if _is_whole(one)}
+
+
+def check(checkpoint: Path, content: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a part of a checkpoint is not what was saved.
+
+    Args:
+        checkpoint: its folder. Older ones have no checksums: then nothing is compared.
+        content: of it, by name: see `checksums`.
+    """
+    if (checkpoint / SUMS).is_dir():
+        saved = item(checkpoint, SUMS)
+        for name, found in checksums(content).items():
+            if name in saved and saved[name] != found:
+                raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def _is_whole(one: Any) -> bool:
+    if not isinstance(one, jax.Array):
+        return True
+    return one.is_fully_addressable or one.is_fully_replicated
+
+
+def _crc(one: Any) -> int:
+    if not hasattr(one, "dtype"):
+        return zlib.crc32(json.dumps(one, sort_keys=True).encode())
+    array = np.asarray(one)
+    kind = zlib.crc32(f"{array.dtype} {array.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, kind)
 
 
 def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, np.ndarray]:
@@ -89,7 +148,7 @@ def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, 
     """
     import orbax.checkpoint as ocp  # a second or two, so not at the top
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    quiet()
     path = (checkpoint / STATE).resolve()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         known: dict[str, Any] = dict(checkpointer.metadata(path).item_metadata.tree)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
@@ -104,4 +163,6 @@ def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, 
             partial_restore=True,  # pyright: ignore[reportCallIssue]
         )
         found = checkpointer.restore(path, args=args)
-    return {name: np.asarray(array) for name, array in found.items()}
+    found = {name: np.asarray(array) for name, array in found.items()}
+    check(checkpoint, found)
+    return found

@@ -1,14 +1,15 @@
 """A run's folder: one process at a time, one configuration, finished or not."""
 
+import errno
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
-from pb_jax.files import write_json
+from pb_jax.files import read_json, write_json
 from pb_jax.training import metrics, stored
 from pb_jax.training.config import flatten
 
@@ -29,15 +30,18 @@ RESUMABLE: frozenset[str] = frozenset(
 )
 """Keys that may change when a run is resumed: but for rounding, an epoch computes the same."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
     """Make the folder, and keep other processes from training in it.
 
-    The lock goes with the process: a killed one leaves none.
+    The lock goes with the process: a killed one leaves none. A full disk, or one that fails, is an
+    error of the user inside.
 
     Raises:
-        UserError: the folder is in use, or cannot be made.
+        UserError: the folder is in use, or cannot be made or written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,15 @@ def exclusive(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {workdir} now") from None
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise UserError(
+                f"cannot write {error.filename or workdir}: {error.strerror}\n"
+                "When that is mended, the same again goes on."
+            ) from error
 
 
 def settle(config: Mapping[str, Any], workdir: Path) -> None:
@@ -67,13 +79,12 @@ def settle(config: Mapping[str, Any], workdir: Path) -> None:
     begun = stored.epochs(workdir / "checkpoints" / stored.INTERRUPTED)
     if path.exists() and (begun or metrics.read(workdir / "metrics.jsonl")):
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_json(path)
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); choose another --workdir") from error
         if changed := differences(before, config):
-            listed = "\n".join(f"  {line}" for line in changed)
             raise UserError(
-                f"{workdir} holds a run with another configuration:\n{listed}\n"
+                f"{workdir} holds a run with another configuration:\n{listed(changed)}\n"
                 "Give the same configuration to resume it, or another --workdir to start anew."
             )
     write_json(path, config)
@@ -92,19 +103,31 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """
     before, now = flatten(there), flatten(json.loads(json.dumps(here)))
     return [
-        f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
+        f"{name if name.isprintable() else ascii(name)}: "
+        f"{before.get(name)!r:.200} there, {now.get(name)!r:.200} here"
         for name in sorted(before.keys() | now.keys())
         if name not in RESUMABLE and before.get(name) != now.get(name)
     ]
 
 
+def listed(differences: Sequence[str], most: int = 20) -> str:
+    """Differences, a line each, for a message; not more than `most`.
+
+    Example:
+        >>> print(listed(["seed: 0 there, 1 here", "epochs: 2 there, 3 here"], 1))
+          seed: 0 there, 1 here
+          and 1 more
+    """
+    more = [f"and {len(differences) - most} more"] * (len(differences) > most)
+    return "\n".join(f"  {line}" for line in [*differences[:most], *more])
+
+
 def finished(workdir: Path, epochs: int) -> dict[str, Any] | None:
     """The summary of a run that has all its epochs behind it; None where there is more to do."""
-    path = workdir / "summary.json"
-    if not path.exists():
-        return None
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # it can be written again
+        summary = metrics.read_summary(workdir / "summary.json", metrics.SUMMARY)
+    except metrics.MetricsError:  # it can be written again
         return None
-    return summary if epochs in (summary.get("epochs"), summary.get("epochs_asked")) else None
+    if summary is None or epochs not in (summary["epochs"], summary.get("epochs_asked")):
+        return None
+    return summary

@@ -1,7 +1,6 @@
 """Captions of a page, and what was looked at for each of their words."""
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from pb_jax.files import read_json
 from pb_jax.reports.captions import GLOW, MOST_COVER
 from pb_jax.reports.page.markup import Markup, element, picture
 from pb_jax.reports.page.tables import NOTHING, table
@@ -74,7 +74,7 @@ def read_captions(workdir: Path) -> dict[str, str]:
     """
     path = workdir / CAPTIONS
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return {name: str(caption) for name, caption in read_json(path).items()}
     except FileNotFoundError:
         return {}
     except (OSError, TypeError, ValueError) as error:

@@ -1,0 +1,314 @@
+"""Damaged checkpoints, disks that fail, clocks that jump."""
+
+import errno
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pb_jax import files
+from pb_jax.errors import UserError
+from pb_jax.training import exclusive, metrics, stored
+from pb_jax.training.checkpoints import Checkpoints, read_arrays
+from tests.tiny_training import assert_same_run, compile_cache, lines, tiny_fit, tiny_steps
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings(
+    # See test_training_checkpoints.
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+# ----------------------------------------------------------------------------------------------
+# Damaged checkpoints. `python -m tests.fuzz` tries thousands.
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints, and the state that is in both."""
+    folder = tmp_path_factory.mktemp("saved") / "c"
+    _, state = tiny_steps()
+    checkpoints = Checkpoints(folder)
+    for epoch in (1, 2):
+        checkpoints.save(state, {"epoch": epoch, "val_accuracy": epoch / 10})
+    checkpoints.close()
+    return folder, state
+
+
+def flip(content, rng):
+    place = rng.randrange(8 * len(content))
+    changed = bytearray(content)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
+
+
+def cut(content, rng):
+    return content[: rng.randrange(len(content))]
+
+
+def bits(state):
+    return {name: np.asarray(array).tobytes() for name, array in stored.flat(state).items()}
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("item", ["state", "record", "checksums", "metrics"])
+def test_a_damaged_file_of_the_latest_checkpoint(saved, tmp_path, damage, item):
+    """What was saved comes back, or the one before it does; never anything else."""
+    kept, state = saved
+    rng = random.Random(f"{damage.__name__} {item}")
+    for number in range(3):
+        folder = shutil.copytree(kept, tmp_path / str(number))
+        files = sorted(p for p in (folder / "2" / item).rglob("*") if p.is_file())
+        path = rng.choice(files)
+        path.write_bytes(damage(path.read_bytes(), rng))
+        said = []
+        checkpoints = Checkpoints(folder, warn=said.append)
+        found = checkpoints.restore(state)
+        checkpoints.close()
+        assert found is not None
+        assert bits(found[0]) == bits(state)
+        assert found[1]["val_accuracy"] == found[1]["epoch"] / 10
+        assert bool(said) == (found[1]["epoch"] == 1)
+
+
+def test_changed_values_are_noticed_wherever_they_are_read(saved, tmp_path):
+    """As with a flip that compression does not notice: all files in order, another content."""
+    kept, state = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    other = Checkpoints(tmp_path / "other")
+    params = {name: leaf.at[0].add(1e-6) for name, leaf in state.params.items()}
+    other.save(state._replace(params=params), {"epoch": 2, "val_accuracy": 0.2})
+    other.close()
+    shutil.rmtree(folder / "2" / "state")
+    shutil.copytree(tmp_path / "other" / "2" / "state", folder / "2" / "state")
+    with pytest.raises(UserError, match=r"params\.\S+ is not what was saved: its checksum differs"):
+        read_arrays(folder, 2)
+    said = []
+    checkpoints = Checkpoints(folder, warn=said.append)
+    assert checkpoints.restore(state)[1]["epoch"] == 1
+    checkpoints.close()
+    assert "its checksum differs" in said[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"init_timestamp_nsecs": []}', b"\xff"])
+def test_damaged_notes_of_orbax(saved, tmp_path, content):
+    """What it notes of a checkpoint is not needed: nothing is lost with it."""
+    kept, state = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    (folder / "2" / "_CHECKPOINT_METADATA").write_bytes(content)
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore(state)
+    assert bits(found[0]) == bits(state)
+    assert found[1]["epoch"] == 2
+    checkpoints.save(state, {"epoch": 3, "val_accuracy": 0.0})
+    checkpoints.close()
+    assert stored.epochs(folder) == [2, 3]
+
+
+def test_older_checkpoints_have_no_checksums(saved, tmp_path):
+    kept, state = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    shutil.rmtree(folder / "2" / "checksums")
+    checkpoints = Checkpoints(folder)
+    assert checkpoints.restore(state)[1]["epoch"] == 2
+    checkpoints.close()
+
+
+# ----------------------------------------------------------------------------------------------
+# Disks.
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_and_its_name_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+
+    def fsync(descriptor, inner=os.fsync):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        inner(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with files.replacing(tmp_path / "a") as temporary:
+        temporary.write_text("content")
+    assert synced == [temporary, tmp_path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO])
+def test_what_cannot_be_written_is_said(tmp_path, number):
+    said = pytest.raises(UserError, match=f"cannot write it: {os.strerror(number)}")
+    with said, exclusive(tmp_path):
+        raise OSError(number, os.strerror(number), "it")
+
+
+@pytest.mark.slow
+def test_a_line_that_cannot_be_written(tmp_path, monkeypatch):
+    """It is said in a sentence, and the run goes on as if nothing had been."""
+    with compile_cache(tmp_path / "xla"):
+        tiny_fit(tmp_path / "whole", 3)
+        append = metrics.append
+
+        def fail(path, record):
+            append(path, record)
+            if record["epoch"] == 2:
+                path.write_bytes(path.read_bytes()[:-9])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        def train():
+            with exclusive(tmp_path / "run"):
+                tiny_fit(tmp_path / "run", 3)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, "append", fail)
+            with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: No space"):
+                train()
+        train()
+        assert_same_run(tmp_path / "whole", tmp_path / "run", 3)
+
+
+def test_events_that_cannot_be_written(tmp_path, monkeypatch):
+    """Numbers are written by the thread that trains: an error is raised, and nobody waits."""
+    board = metrics.TensorBoard(tmp_path, 0)
+    monkeypatch.setattr(board._writer, "write_event", lambda _: os.write(full, b"x"))
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            board.write(dict.fromkeys(metrics.KEYS, 1))
+    finally:
+        os.close(full)
+        board.close()
+    assert len(list(tmp_path.iterdir())) == 1
+    metrics.TensorBoard(tmp_path, 1).close()  # in the same second
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write into"), exclusive(tmp_path / "file" / "run"):
+        pytest.fail("not reached")
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), exclusive(tmp_path):
+        (tmp_path / "nowhere").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks for the right to be another user")
+@pytest.mark.slow
+def test_a_folder_without_the_right_to_write(tmp_path):
+    (tmp_path / "run").mkdir(mode=0o755)
+    child = os.fork()
+    if not child:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            with exclusive(tmp_path / "run"):
+                os._exit(1)
+        except UserError as error:
+            os._exit(0 if "Permission denied" in str(error) else 2)
+        finally:
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+SMALL = [
+    *("--config", "configs/digits_pb.py", "--config.epochs=3", "--config.batch_size=20"),
+    *("--config.dataset.limit_train=100", "--config.dataset.limit_eval=50"),
+    *("--config.freeze.rule=quantile", "--config.freeze.frozen=0.8"),
+    "--config.freeze.start_epoch=2",
+]
+
+
+def train(workdir, **options):
+    command = [sys.executable, "train.py", *SMALL, "--workdir", str(workdir)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert train(workdir).returncode == 0
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [100, 100_000])
+def test_files_may_not_grow(whole, tmp_path, most):
+    """A limit on the size of files stands for a disk that is full: nobody needs to be root."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    done = train(tmp_path, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    said, remedy = done.stderr.splitlines()[-2:]  # before it, threads of orbax may say more
+    assert said.startswith("error: cannot write")
+    assert remedy.startswith("When that is mended, the same again goes on")
+    assert train(tmp_path).returncode == 0
+    assert_same_run(whole, tmp_path, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 900, 2_000])
+def test_a_full_disk(whole, tmp_path, kilobytes):
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("asks for the right to mount a file system")
+    try:
+        done = train(tmp_path / "run")
+        assert done.returncode == 2, done.stderr
+        said, remedy = done.stderr.splitlines()[-2:]
+        assert said.startswith("error: cannot write")
+        assert "No space left on device" in said
+        assert remedy.startswith("When that is mended, the same again goes on")
+        subprocess.run(["mount", "-o", "remount,size=100m", str(tmp_path)], check=True)
+        done = train(tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        assert_same_run(whole, tmp_path / "run", 3)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# Clocks.
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps(tmp_path, monkeypatch):
+    """Durations come from a clock that cannot be set."""
+    rng = random.Random(0)
+    most = 60  # seconds; minutes that pass so while it saves make orbax give up: an error
+    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + most))
+    tiny_fit(tmp_path, 2)
+    for record in metrics.read(tmp_path / "metrics.jsonl"):
+        assert 0 < record["seconds"] < 600
+        assert record["examples_per_second"] > 0
+    assert len(lines(tmp_path)) == 2
+
+
+# ----------------------------------------------------------------------------------------------
+# Kills.
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """A short run of the harness; with 50 kills it has written results/faults.json."""
+    out = tmp_path / "faults.json"
+    command = [sys.executable, "-m", "tests.faults", "--out", str(out)]
+    command += ["--kills", "4", "--stops", "2", "--experiments", "delta"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(files.read_json(out)["signals"].values()) == 6
