@@ -28,7 +28,8 @@ def optimizer(rule: Rule | None = None) -> optax.GradientTransformation:
 def step(params: Params, state: Any, batch: jax.Array) -> tuple[Params, Any]:
     grads = jax.grad(loss)(params, batch)
     updates, state = optimizer().update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+    moved: Any = optax.apply_updates(params, updates)
+    return moved, state
 
 
 def look(state: PartialBackpropState) -> float:
