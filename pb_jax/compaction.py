@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 
 from pb_jax import elementwise
 from pb_jax.entries import Entries, locate, nothing_trains, on_host, pick, place
 from pb_jax.masks import leaf_name
+from pb_jax.parts import PartIndices
 from pb_jax.transforms import as_transformation, check_bool, check_fits, freeze_elements
 
 _TAG = 1_000_003  # a length that no state has by itself
@@ -24,8 +24,9 @@ class CompactState(NamedTuple):
         mask: pytree like the parameters, a `PackedLeaf` for each array, one bit a weight: see
             `unpack_mask`.
         indices: pytree like the parameters: int32 (number of trainable entries,), the sorted
-            positions in C order, where a part of a leaf trains; None where all of it does;
-            `optax.MaskedNode()` where none of it does.
+            positions in C order, where a part of a leaf trains; `PartIndices` where besides the
+            leaf is split over devices; None where all of it trains; `optax.MaskedNode()` where none
+            of it does.
         inner_state: state of the wrapped transformation for the trainable entries.
     """
 
@@ -50,6 +51,10 @@ def compact(
     leaves or over one. That holds for sgd, adam, adamw, amsgrad, lion, rmsprop, adagrad, novograd,
     schedules, decay and clipping by norms. It does not for adafactor, lamb, lars, muon or noise,
     nor for a mask of decay by a leaf's number of axes, unless leaves are frozen as a whole only.
+
+    Where parameters are split over devices, each keeps the state of its own entries, as many as the
+    one that has most. For that call `init` outside of `jax.jit`: a traced parameter says how it
+    lies along explicit axes only.
 
     Args:
         inner: an optax transformation; extra arguments of `update` are passed on as they are.
@@ -227,9 +232,7 @@ def compact_state(
         where = layout.where(path)
         if where is None:
             return dense[path]
-        # On the host, if values are known: a program would be compiled for each shape.
-        flat = dense[path] if isinstance(dense[path], Tracer) else np.asarray(dense[path])
-        return pick(flat.reshape(*like.shape[:-1], -1), where)
+        return pick(dense[path], where, len(like.shape) - 1)
 
     inner_state = jax.tree_util.tree_map_with_path(take, layout.compact)
     return CompactState(packed, indices, inner_state)
@@ -268,8 +271,8 @@ def expand_state(inner: optax.GradientTransformation, state: CompactState, param
         where = layout.where(path)
         if where is None:
             return known[path]
-        flat = fresh.reshape(*known[path].shape[:-1], -1).astype(known[path].dtype)
-        return place(flat, where, known[path]).reshape(fresh.shape)
+        leading = known[path].ndim - 1
+        return place(fresh.astype(known[path].dtype), where, known[path], leading)
 
     return jax.tree_util.tree_map_with_path(fill, inner.init(params))
 
@@ -292,7 +295,7 @@ def _located(
 ) -> tuple[Any, Any, Entries, "_Layout"]:
     shapes = _shapes(params)
     check_fits(mask, shapes)
-    packed, indices = locate(mask, shapes)
+    packed, indices = locate(mask, params)
     entries = Entries(packed, indices)
     layout = _Layout(inner, entries, shapes)
     if check:
@@ -390,5 +393,6 @@ class _Layout:
         shape = self._compact[path]
         position = shape[-1] - _TAG if shape else -1
         indices = self._entries.indices
-        known = 0 <= position < len(indices) and isinstance(indices[position], jax.Array)
+        known = 0 <= position < len(indices)
+        known = known and isinstance(indices[position], jax.Array | PartIndices)
         return position if known else None

@@ -1,12 +1,11 @@
 """The trainable entries of a tree, leaf by leaf: where they are, out of the tree and back into it.
 
 A leaf of which a part trains goes through int32 indices into its entries in C order, which are
-sorted and distinct. Making them from a mask costs more than an optimizer's step, a gather and a
-scatter by them cost less than what they save; so they are kept. Leaves that train as a whole or not
-at all need none.
+sorted and distinct; or, where it is split over devices, through those of each part (`PartIndices`).
+Making them from a mask costs more than an optimizer's step, a gather and a scatter by them cost
+less than what they save; so they are kept. Leaves that train as a whole or not at all need none.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
 from pb_jax.masks import PackedLeaf, leaf_name
+from pb_jax.parts import PartIndices, indices_of
 
 _SORTED: Any = {
     "indices_are_sorted": True,
@@ -52,12 +52,14 @@ def locate(mask: Any, params: Any) -> tuple[Any, Any]:
 
     Args:
         mask: pytree of numpy bool arrays, each of its parameter's shape or of shape ().
-        params: pytree of arrays, or of their shapes and dtypes.
+        params: pytree of arrays, or of their shapes, dtypes and, where they are split over devices,
+            shardings.
 
     Returns:
         Two pytrees like the parameters. The mask with a `PackedLeaf` for each leaf; and indices:
-        int32 (number of trainable entries,) where a part of a leaf trains, None where all of it
-        does or it holds no floating-point numbers, `optax.MaskedNode()` where none of it does.
+        int32 (number of trainable entries,) where a part of a leaf trains, `PartIndices` where
+        besides it is split over devices, None where all of it trains or it holds no floating-point
+        numbers, `optax.MaskedNode()` where none of it does.
 
     Raises:
         ValueError: a leaf is too large for int32 indices.
@@ -85,7 +87,8 @@ def locate(mask: Any, params: Any) -> tuple[Any, Any]:
                 f"got {flat.size}{where and f' at {where}'}"
             )
         else:
-            indices.append(jax.device_put(np.flatnonzero(flat).astype(np.int32)))
+            split = indices_of(flat.reshape(param.shape), param)
+            indices.append(split or jax.device_put(np.flatnonzero(flat).astype(np.int32)))
     return treedef.unflatten(bits), treedef.unflatten(indices)
 
 
@@ -143,7 +146,7 @@ class Entries:
             if where is not None and taken and jnp.size(leaf) == where.size:
                 return jnp.ravel(leaf)
             self._check_shape(name, position, leaf)
-            return leaf if where is None else (by or gather)(leaf.reshape(-1), where)
+            return leaf if where is None else (by or gather)(leaf, where)
 
         return self._map(one, self.leaves(name, tree))
 
@@ -166,9 +169,9 @@ class Entries:
             if where is None:
                 return update
             self._check_entries(position, update, where)
-            return scatter(jnp.full(math.prod(shape), -0.0, update.dtype), where, update).reshape(
-                shape
-            )
+            if isinstance(where, PartIndices):
+                return where.full(shape, update, -0.0)
+            return scatter(jnp.full(shape, -0.0, update.dtype), where, update)
 
         return self._map(one, self.leaves("updates", updates), self.leaves("updates", given))
 
@@ -181,12 +184,10 @@ class Entries:
             if where is None:
                 return jnp.asarray(param + update).astype(jnp.result_type(param))
             self._check_entries(position, update, where)
-            flat = param.reshape(-1)
-            if update.dtype == flat.dtype:
-                moved = flat.at[where].add(update, **_SORTED)
-            else:  # the sum is rounded, not the update
-                moved = scatter(flat, where, (gather(flat, where) + update).astype(flat.dtype))
-            return moved.reshape(self.shapes[position])
+            if update.dtype == param.dtype and not isinstance(where, PartIndices):
+                return param.reshape(-1).at[where].add(update, **_SORTED).reshape(param.shape)
+            # The sum is rounded, not the update.
+            return scatter(param, where, (gather(param, where) + update).astype(param.dtype))
 
         return self._map(one, self.leaves("params", params), self.leaves("updates", updates))
 
@@ -212,52 +213,62 @@ class Entries:
         return f" at {name}" if name else ""
 
 
-def gather(flat: Array, where: Array) -> Array:
-    """Entries `where`, sorted and distinct, along the last axis.
+def gather(leaf: Array, where: Array | PartIndices, leading: int = 0) -> Array:
+    """The entries `where` of a leaf, behind as many leading axes, along one axis.
 
-    >>> gather(jnp.arange(5.0), jnp.array([1, 4]))
+    >>> gather(jnp.arange(6.0).reshape(3, 2), jnp.array([1, 4]))
     Array([1., 4.], dtype=float32)
     """
-    return flat.at[..., where].get(**_SORTED)
+    if isinstance(where, PartIndices):
+        return where.gather(leaf, leading)
+    return leaf.reshape(*leaf.shape[:leading], -1).at[..., where].get(**_SORTED)
 
 
-def scatter(flat: Array, where: Array, entries: Array) -> Array:
-    """`flat` with `entries` in the places `where`, sorted and distinct, of its last axis.
+def scatter(leaf: Array, where: Array | PartIndices, entries: Array, leading: int = 0) -> Array:
+    """The leaf with `entries` in the places `where`; see `gather`.
 
-    >>> scatter(jnp.zeros(3), jnp.array([0, 2]), jnp.array([1.0, 2.0]))
+    >>> scatter(jnp.zeros((3, 1)), jnp.array([0, 2]), jnp.array([1.0, 2.0])).ravel()
     Array([1., 0., 2.], dtype=float32)
     """
-    return flat.at[..., where].set(entries, **_SORTED)
+    if isinstance(where, PartIndices):
+        return where.scatter(leaf, entries, leading)
+    flat = leaf.reshape(*leaf.shape[:leading], -1).at[..., where]
+    return flat.set(entries, **_SORTED).reshape(leaf.shape)
 
 
 def _is_packed(node: Any) -> bool:
     return isinstance(node, PackedLeaf)
 
 
-def pick(flat: Array | np.ndarray, where: Array) -> Array:
-    """`gather` on the host where values are known, for use once.
+def pick(leaf: Any, where: Array | PartIndices, leading: int = 0) -> Array:
+    """`gather`, for use once: on the host where values are known and not split over devices.
 
     There every leaf has a length of its own, which XLA would compile for: `jnp.array`, too, does.
 
     >>> pick(jnp.arange(5.0), jnp.array([1, 4]))
     Array([1., 4.], dtype=float32)
     """
-    if isinstance(flat, Tracer) or isinstance(where, Tracer):
-        return gather(jnp.asarray(flat), where)
-    return jax.device_put(np.asarray(flat)[..., np.asarray(where)])
+    if isinstance(where, PartIndices) or isinstance(leaf, Tracer) or isinstance(where, Tracer):
+        return _jitted_gather(jnp.asarray(leaf), where, leading)
+    flat = np.asarray(leaf).reshape(*leaf.shape[:leading], -1)
+    return jax.device_put(flat[..., np.asarray(where)])
 
 
-def place(flat: Array, where: Array, entries: Array) -> Array:
-    """`scatter` on the host where values are known; see `pick`.
+def place(leaf: Array, where: Array | PartIndices, entries: Array, leading: int = 0) -> Array:
+    """`scatter`, for use once; see `pick`.
 
     >>> place(jnp.zeros(3), jnp.array([0, 2]), jnp.array([1.0, 2.0]))
     Array([1., 0., 2.], dtype=float32)
     """
-    if any(isinstance(x, Tracer) for x in (flat, where, entries)):
-        return scatter(flat, where, entries)
-    filled = np.array(flat)
+    if isinstance(where, PartIndices) or any(isinstance(x, Tracer) for x in (leaf, where, entries)):
+        return _jitted_scatter(leaf, where, entries, leading)
+    filled = np.array(leaf).reshape(*leaf.shape[:leading], -1)
     filled[..., np.asarray(where)] = np.asarray(entries)
-    return jax.device_put(filled)
+    return jax.device_put(filled.reshape(leaf.shape))
+
+
+_jitted_gather = jax.jit(gather, static_argnums=2)
+_jitted_scatter = jax.jit(scatter, static_argnums=3)
 
 
 def nothing_trains(where: Any) -> bool:

@@ -58,6 +58,9 @@ def is_inexact(leaf: Any) -> bool:
 def magnitudes(tree: Any) -> list[Array]:
     """Absolute values of all floating-point leaves, in float32 (float64 where a leaf has it).
 
+    Numbers too small to be normal are zeros. Some of XLA's programs take them for such by
+    themselves, and some do not, which would make masks depend on the program.
+
     >>> magnitudes({"a": jnp.array([-2.0, 1.0], jnp.bfloat16), "step": jnp.array(3)})
     [Array([2., 1.], dtype=float32)]
     """
@@ -66,7 +69,9 @@ def magnitudes(tree: Any) -> list[Array]:
     total = sum(value.size for value in values)
     if total > MAX_TOTAL:
         raise ValueError(f"the tree has {total} weights; at most {MAX_TOTAL} can be counted")
-    return [value.astype(dtype) for value in values]
+    tiny = jnp.finfo(dtype).tiny
+    values = [value.astype(dtype) for value in values]
+    return [jnp.where(value < tiny, jnp.zeros((), dtype), value) for value in values]
 
 
 def joined(values: Sequence[Array]) -> list[Array]:
@@ -199,7 +204,7 @@ def smallest(values: Sequence[Array], rank: int) -> Array:
 
     Selects digit by digit of the bit patterns, which for non-negative floats have the order of the
     values. Non-finite values rank last and are never returned: where only they are left, the
-    largest finite value is.
+    largest finite value is, or NaN if there is none.
 
     >>> float(smallest([jnp.array([5.0, 1.0]), jnp.array([3.0])], 2))
     3.0
@@ -212,7 +217,7 @@ def smallest(values: Sequence[Array], rank: int) -> Array:
 def largest(values: Sequence[Array], rank: int) -> Array:
     """The `rank`-th largest (from 1) of the finite, non-negative `values`; NaN for rank 0.
 
-    Where there are fewer finite values, the smallest of them.
+    Where there are fewer finite values, the smallest of them, or NaN if there is none.
 
     >>> float(largest([jnp.array([5.0, 1.0]), jnp.array([3.0, jnp.inf])], 2))
     3.0
@@ -246,7 +251,8 @@ def _ranked(values: Sequence[Array], rank: Array) -> Array:
         (found,) = settled((found << digit) | place.astype(whole))
         shift -= digit
     limit = extent(values, [jnp.isfinite(value) for value in values])[1]
-    return jnp.minimum(jax.lax.bitcast_convert_type(found, dtype), limit)
+    ranked = jnp.minimum(jax.lax.bitcast_convert_type(found, dtype), limit)
+    return jnp.where(limit >= 0, ranked, jnp.nan)
 
 
 @jax.jit

@@ -122,9 +122,13 @@ def mask_summary(mask: Any) -> MaskSummary:
 def frozen_fraction(mask: Any) -> Array:
     """Share of weights that are frozen: a float32 scalar, 0 for an empty mask. May be traced.
 
+    Raises:
+        TypeError: a leaf of the mask is no bool array.
+
     >>> frozen_fraction({"w": jnp.array([True, False, False, True])})
     Array(0.5, dtype=float32)
     """
+    _check_bool_arrays(mask)
     leaves = jax.tree.leaves(mask)
     frozen = mag.total_of(jnp.sum(~leaf, dtype=jnp.int32) for leaf in leaves)
     return frozen.astype(jnp.float32) / float(max(sum(leaf.size for leaf in leaves), 1))
@@ -133,7 +137,8 @@ def frozen_fraction(mask: Any) -> Array:
 def zero_gradient_fraction(grads: Any) -> Array:
     """The paper's frozen ratio, (total - non-zero gradients) / total: a float32 scalar.
 
-    Gradients that happen to be zero count; non-finite ones are not zero. May be traced.
+    Gradients that happen to be zero count, and those too small to be normal numbers; non-finite
+    ones are not zero. May be traced.
 
     Args:
         grads: pytree of gradients; only floating-point leaves count.
@@ -179,6 +184,7 @@ def unpack_mask(packed: Any) -> Any:
     """The mask that `pack_mask` packed.
 
     Raises:
+        TypeError: a leaf is not packed.
         ValueError: a leaf's bits do not fit its shape.
 
     Example:
@@ -187,7 +193,9 @@ def unpack_mask(packed: Any) -> Any:
         {'w': Array([ True, False,  True], dtype=bool)}
     """
 
-    def unpack(leaf: PackedLeaf) -> Array:
+    def unpack(leaf: Any) -> Array:
+        if not isinstance(leaf, PackedLeaf):
+            raise TypeError(f"a packed mask must hold what pack_mask makes, got {leaf!r}")
         size = math.prod(leaf.shape)
         if leaf.bits.shape != (-(-size // 8),):
             raise ValueError(

@@ -110,11 +110,11 @@ def kde_otsu(
         groups = _groups(values, scope)
         alpha = here(learning_rate)
         found = estimate_groups(groups, bins, coverage, bandwidth, scale, alpha)
-        # Compared in gradient units, so that α cannot change the mask by rounding.
-        mask = _above(values, found.threshold)
-        found = in_units(found, alpha)
-        estimate = jax.tree.map(lambda x: x[0], found) if scope == "global" else None
-        return _selection(grads, mask, found.threshold, scope, estimate)
+        mask, threshold = _judged(values, found.threshold, alpha)
+        estimate = None
+        if scope == "global":
+            estimate = jax.tree.map(lambda x: x[0], in_units(found, alpha))
+        return _selection(grads, mask, threshold, scope, estimate)
 
     return rule
 
@@ -180,7 +180,8 @@ def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rul
         del params, key
         values = mag.magnitudes(grads)
         means = jnp.stack([mag.mean(mag.joined(group)) for group in _groups(values, scope)])
-        return _selection(grads, _above(values, means), means / here(learning_rate), scope)
+        mask, threshold = _judged(values, means, here(learning_rate))
+        return _selection(grads, mask, threshold, scope)
 
     return rule
 
@@ -217,13 +218,15 @@ def quantile(
     check_number("learning_rate", learning_rate, above=0)
     check_choice("scope", scope, SCOPES)
     check_choice("largest", largest, (False, True))
-    freeze = _freeze_largest if largest else _freeze_smallest
+    ranked = mag.largest if largest else mag.smallest
 
     @on_devices
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
-        mask, threshold = freeze(mag.magnitudes(grads), frozen, scope)
-        return _selection(grads, mask, threshold / here(learning_rate), scope)
+        values = mag.magnitudes(grads)
+        limits = _limits(ranked, values, frozen, scope)
+        mask, threshold = _judged(values, limits, here(learning_rate), largest)
+        return _selection(grads, mask, threshold, scope)
 
     return rule
 
@@ -254,7 +257,8 @@ def weight_magnitude(frozen: float, scope: str = "global") -> Rule:
             raise ValueError(
                 "weight_magnitude needs params, got None: update(grads, state, params)"
             )
-        mask, threshold = _freeze_smallest(mag.magnitudes(params), frozen, scope)
+        values = mag.magnitudes(params)
+        mask, threshold = _judged(values, _limits(mag.smallest, values, frozen, scope))
         return _selection(grads, mask, threshold, scope)
 
     return rule
@@ -310,8 +314,9 @@ class RandomRule:
             )
             for k, value in zip(keys, values, strict=False)
         ]
-        mask, threshold = _freeze_smallest(draws, self.frozen, self.scope)
-        return _selection(grads, mask, jnp.full_like(threshold, jnp.nan), self.scope)
+        limits = _limits(mag.smallest, draws, self.frozen, self.scope)
+        mask, nan = _above(draws, limits), jnp.full_like(limits, jnp.nan)
+        return _selection(grads, mask, nan, self.scope)
 
 
 def none() -> Rule:
@@ -343,20 +348,21 @@ def _above(values: Sequence[Array], thresholds: Array) -> list[Array]:
     return [~(value <= thresholds[i]) for i, value in enumerate(values)]
 
 
-def _freeze_smallest(
-    values: Sequence[Array], frozen: float, scope: str
+def _judged(
+    values: Sequence[Array], limits: Array, alpha: ArrayLike = 1.0, largest: bool = False
 ) -> tuple[list[Array], Array]:
-    thresholds = _limits(mag.smallest, values, frozen, scope)
-    return _above(values, thresholds), thresholds
+    """Masks of the leaves, and thresholds in units of α.
 
-
-def _freeze_largest(
-    values: Sequence[Array], frozen: float, scope: str
-) -> tuple[list[Array], Array]:
-    thresholds = _limits(mag.largest, values, frozen, scope)
-    # Their negatives are at most the negative threshold; only -inf must not count.
-    finite = [jnp.where(jnp.isfinite(value), -value, jnp.nan) for value in values]
-    return _above(finite, -thresholds), thresholds
+    Compared in units of the values, so that α cannot change the mask by rounding. But nothing is
+    frozen by a threshold that is NaN, as an α that is traced may make it: 0 / 0.
+    """
+    thresholds = limits / alpha
+    limits = jnp.where(jnp.isnan(thresholds), jnp.nan, limits)
+    if largest:
+        # Their negatives are at most the negative threshold; only -inf must not count.
+        values = [jnp.where(jnp.isfinite(value), -value, jnp.nan) for value in values]
+        limits = -limits
+    return _above(values, limits), thresholds
 
 
 def _limits(

@@ -40,8 +40,8 @@ def automatically(function: Callable[..., Any], out: Any, tree: Any, *args: Any)
 
     Args:
         function: of pytrees.
-        out: a pytree, of which the result is an extension: an array for each result, or several,
-            that is to be split as it is; None for those that all devices hold.
+        out: a pytree, of which the result is an extension: for each result, or several, an array
+            that is split as they are to be, or a sharding; None for those that all devices hold.
         tree: a pytree of arrays, of which some lie on the devices.
         *args: more of them.
     """
@@ -50,6 +50,8 @@ def automatically(function: Callable[..., Any], out: Any, tree: Any, *args: Any)
         return function(tree, *args)
 
     def place(leaf: Any) -> NamedSharding:
+        if isinstance(leaf, NamedSharding):
+            return leaf
         spec = PartitionSpec() if leaf is None else jax.typeof(leaf).sharding.spec
         return NamedSharding(mesh, spec)
 

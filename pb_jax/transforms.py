@@ -148,6 +148,8 @@ def partial_backprop(
     ) -> tuple[Any, PartialBackpropState]:
         count: Array = state.count
         seen = updates if rule_updates is None else rule_updates
+        _check_alike("updates", updates, state.mask)
+        _check_alike("rule_updates", seen, state.mask)
         since = count - start_step
         due = since == 0 if refresh_every is None else (since >= 0) & (since % refresh_every == 0)
         event = due.astype(jnp.int32)
@@ -207,6 +209,7 @@ def freeze_elements(
         return FreezeElementsState(_fitted(mask, params), inner.init(params))
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any):
+        _check_alike("updates", updates, state.mask)
         updates = _where(state.mask, updates, 0.0)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         return _where(state.mask, updates, -0.0), FreezeElementsState(state.mask, inner_state)
@@ -241,6 +244,7 @@ def multiply_by_mask(mask: Any) -> optax.GradientTransformation:
 
     def update_fn(updates: Any, state: Any, params: Any = None):
         del params
+        _check_alike("updates", updates, state.mask)
         return _where(state.mask, updates, -0.0), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -271,9 +275,25 @@ def _where(mask: Any, updates: Any, frozen: float) -> Any:
     def one(update: Any, trains: Array) -> Any:
         if not mag.is_inexact(update):
             return update
-        return jnp.where(trains, update, jnp.asarray(frozen, update.dtype))
+        return jnp.where(trains, update, jnp.asarray(frozen, jnp.result_type(update)))
 
     return jax.tree.map(one, updates, mask)
+
+
+def _check_alike(name: str, tree: Any, mask: Any) -> None:
+    """Raise a ValueError where `tree` has not the structure and the shapes of the mask."""
+    found, wanted = jax.tree.structure(tree), jax.tree.structure(mask)
+    if found != wanted:
+        raise ValueError(f"{name} must have the structure of the mask, {wanted}, got {found}")
+    for (path, trains), leaf in zip(
+        jax.tree.leaves_with_path(mask), jax.tree.leaves(tree), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(trains):
+            where = leaf_name(path)
+            raise ValueError(
+                f"{name} must have the mask's shape {jnp.shape(trains)}"
+                f"{f' at {where}' if where else ''}, got {jnp.shape(leaf)}"
+            )
 
 
 def check_bool(mask: Any) -> None:

@@ -51,7 +51,9 @@ def test_summary_counts_exactly():
 
 
 @pytest.mark.parametrize("wrong", [jnp.ones(3), {"w": 1}, np.arange(2)], ids=str)
-@pytest.mark.parametrize("function", [pb_jax.mask_summary, pb_jax.pack_mask])
+@pytest.mark.parametrize(
+    "function", [pb_jax.mask_summary, pb_jax.pack_mask, pb_jax.frozen_fraction]
+)
 def test_masks_that_are_no_masks(function, wrong):
     with pytest.raises(TypeError, match="a mask must hold bool arrays, got"):
         function(wrong)
