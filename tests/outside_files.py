@@ -300,7 +300,7 @@ def _write_npz(folder: Path) -> None:
 
 def _write_torch(folder: Path) -> None:
     """As PyTorch writes them, which only PyTorch reads: under its names, and under ours."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     state = {name: torch.from_numpy(value) for name, value in _weights().items()}
     for name in ("weights.pth", "weights.npz", "weights.safetensors"):

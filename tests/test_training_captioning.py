@@ -95,6 +95,7 @@ def test_it_ends_when_the_score_has_not_risen_for_long(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_several_batches_can_judge_a_mask(tmp_path):
     task = tiny_captioning()
     rule = pb_jax.kde_otsu(learning_rate=0.03)

@@ -77,7 +77,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize(
     ("name", "side_by_side", "changes"),
     [
-        ("kde_otsu", "vmap", {}),
+        pytest.param("kde_otsu", "vmap", {}, marks=pytest.mark.slow),
         pytest.param("kde_otsu", "map", {}, marks=pytest.mark.slow),
         ("none", "faster", {}),
         pytest.param(

@@ -76,7 +76,10 @@ def plain_loop(transformation, epochs):
     [
         {"mode": "gradients", "start_epoch": 2},
         {"rule": pb_jax.random(0.5), "start_epoch": 2, "refresh_epochs": 2},
-        {"rule": pb_jax.weight_magnitude(0.5, scope="leaf"), "start_epoch": 1, "stop_epoch": 4},
+        pytest.param(
+            {"rule": pb_jax.weight_magnitude(0.5, scope="leaf"), "start_epoch": 1, "stop_epoch": 4},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["gradients", "random-refreshed", "leaf-stopped"],
 )

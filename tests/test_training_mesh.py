@@ -59,6 +59,7 @@ def assert_close_runs(one, other, epoch, rtol=2e-4):
             np.testing.assert_array_equal(found, array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_batch_and_parameters_are_split_and_the_run_is_the_same(tmp_path):
     mesh_fit(tmp_path / "one", 2)
     mesh_fit(tmp_path / "2x2", 2, data=2, fsdp=2)
