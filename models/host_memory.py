@@ -26,6 +26,6 @@ def reuse_host_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # One arena: those of other threads than the first cannot grow to such sizes.
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # -1: never
     done = [mallopt(parameter, value) for parameter, value in settings]
     return all(done)

@@ -73,8 +73,9 @@ def locate(mask: Any, params: Any) -> tuple[Any, Any]:
     for (path, param), trains in zip(
         jax.tree.leaves_with_path(params), jax.tree.leaves(mask), strict=True
     ):
-        flat = np.broadcast_to(trains, param.shape).ravel()
-        bits.append(PackedLeaf(jax.device_put(np.packbits(flat)), tuple(param.shape)))
+        shape = jnp.shape(param)
+        flat = np.broadcast_to(trains, shape).ravel()
+        bits.append(PackedLeaf(jax.device_put(np.packbits(flat)), shape))
         count = np.count_nonzero(flat)
         if count == flat.size or not mag.is_inexact(param):
             indices.append(None)
@@ -87,7 +88,7 @@ def locate(mask: Any, params: Any) -> tuple[Any, Any]:
                 f"got {flat.size}{where and f' at {where}'}"
             )
         else:
-            split = indices_of(flat.reshape(param.shape), param)
+            split = indices_of(flat.reshape(shape), param)
             indices.append(split or jax.device_put(np.flatnonzero(flat).astype(np.int32)))
     return treedef.unflatten(bits), treedef.unflatten(indices)
 

@@ -1,7 +1,8 @@
-"""Where the real data is, and strictness that a user's program may have too."""
+"""Where the real data is, what XLA has compiled, and how strict a user's program may be."""
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,9 +11,21 @@ import pytest
 # Several devices for the tests of sharding; all else runs on the first of them, as on the only one.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Most of the tests' time is XLA's, which is asked for the same again and again. A folder for each
+# process: an entry that another one is writing would be read half.
+_COMPILED = tempfile.TemporaryDirectory(prefix="pb_jax_compiled_")
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 # A shell has what it starts in the background ignore Ctrl-C: this process and all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_unconfigure() -> None:
+    """Remove what was compiled."""
+    _COMPILED.cleanup()
 
 
 def _folder(variable: str) -> Path:

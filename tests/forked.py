@@ -1,10 +1,14 @@
 """Processes of the harnesses: forked, so that none imports JAX again."""
 
+import ctypes
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def start(work: Callable[[], int | None]) -> int:
@@ -22,6 +26,8 @@ def start(work: Callable[[], int | None]) -> int:
         return process
     status = 99
     try:
+        if sys.platform == "linux":  # it ends with the harness, however that ends
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         status = work() or 0
     except BaseException:
         traceback.print_exc()

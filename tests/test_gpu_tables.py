@@ -11,13 +11,7 @@ from benchmarks.gpu import tables
 from pb_jax.study import base_of, configuration, make_plan, parse_rules, read
 from pb_jax.training import Classification, resolve
 from tests.synthetic_study import write_run
-from tests.tiny_training import BATCH, Tiny, compile_cache, tiny_data
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
+from tests.tiny_training import BATCH, Tiny, tiny_data
 
 
 @pytest.fixture

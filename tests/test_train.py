@@ -12,7 +12,7 @@ import pytest
 
 import train
 from pb_jax.training import metrics, stored
-from tests.tiny_training import compile_cache, lines, saved_epochs
+from tests.tiny_training import lines, saved_epochs
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "configs/digits_pb.py"
@@ -29,12 +29,6 @@ SMALL = [
     "--config.freeze.threshold=1.5",
     "--config.freeze.start_epoch=2",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,11 @@ from pb_jax.training.workdir import settle
 from tests.tiny_training import (
     STEPS,
     assert_same_run,
-    compile_cache,
     lines,
     saved_state,
     tiny_fit,
     tiny_freezing,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 @pytest.fixture(scope="module")

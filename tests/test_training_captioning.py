@@ -18,13 +18,7 @@ from tests.tiny_captions import (
     tiny_pictures,
     tiny_plateau,
 )
-from tests.tiny_training import assert_same_run, compile_cache, lines
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
+from tests.tiny_training import assert_same_run, lines
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from tests.tiny_training import (
     CLASSES,
     STEPS,
     assert_same_run,
-    compile_cache,
     tiny_data,
     tiny_schedule,
     tiny_task,
@@ -50,12 +49,6 @@ def channel_freezing(granularity="channel"):
 
 def adamw():
     return optimizers.create("adamw", tiny_schedule(), weight_decay=0.01)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from pb_jax.training.runner import Runner
 from pb_jax.training.step import Totals, frozen_counts, mask_of, strong
 from tests.tiny_training import (
     STEPS,
-    compile_cache,
     lines,
     tiny_data,
     tiny_fit,
@@ -35,12 +34,6 @@ from tests.tiny_training import (
 
 WEIGHTS = 36 * 12 + 12 + 24 + 12 * 4 + 4
 STOPPED = {"refresh_epochs": 2, "stop_epoch": 6, "compact": True}  # masks in epochs 3 and 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 def fitted(workdir, epochs, **options):

@@ -20,7 +20,6 @@ from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.step import TrainState
 from tests.tiny_training import (
     assert_same_run,
-    compile_cache,
     saved_epochs,
     tiny_fit,
     tiny_freezing,
@@ -406,10 +405,9 @@ def test_what_a_checkpoint_says_of_its_base(tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing happened to; its mask is made in epoch 3."""
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        workdir = tmp_path_factory.mktemp("whole")
-        tiny_fit(workdir, 5, freezing=tiny_freezing(compact=True), keep=5)
-        yield workdir
+    workdir = tmp_path_factory.mktemp("whole")
+    tiny_fit(workdir, 5, freezing=tiny_freezing(compact=True), keep=5)
+    return workdir
 
 
 class Killed(BaseException):

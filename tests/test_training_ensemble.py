@@ -16,7 +16,6 @@ from tests.tiny_training import (
     BATCH,
     STEPS,
     Tiny,
-    compile_cache,
     lines,
     tiny_data,
     tiny_fit,
@@ -31,12 +30,6 @@ RULES = {
     "by leaf": pb_jax.quantile(0.5, scope="leaf"),
     "none": None,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 def tiny_task(seed=0):

@@ -20,7 +20,6 @@ from tests.tiny_training import (
     STEPS,
     TRAIN,
     Tiny,
-    compile_cache,
     lines,
     saved_state,
     tiny_data,
@@ -28,12 +27,6 @@ from tests.tiny_training import (
     tiny_freezing,
     tiny_schedule,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 def test_epochs_of_masks():

@@ -28,7 +28,6 @@ from tests.tiny_training import (
     TEST,
     Tiny,
     assert_same_run,
-    compile_cache,
     lines,
     saved_epochs,
     saved_state,
@@ -38,12 +37,6 @@ from tests.tiny_training import (
 )
 
 REFRESHED = {"refresh_epochs": 2, "stop_epoch": 6}  # masks in epochs 3 and 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 @pytest.fixture(scope="module")

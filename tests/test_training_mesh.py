@@ -9,7 +9,6 @@ from pb_jax.training import stored
 from pb_jax.training.mesh import Placement
 from tests.tiny_training import (
     assert_same_run,
-    compile_cache,
     lines,
     saved_state,
     tiny_fit,
@@ -18,12 +17,6 @@ from tests.tiny_training import (
 )
 
 BATCH = 16  # of 83 examples: five steps, which 2, 4 and 8 devices can share
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 def mesh_fit(workdir, epochs, data=1, fsdp=1, **options):

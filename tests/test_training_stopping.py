@@ -15,7 +15,6 @@ from pb_jax.training.stopping import Stopping
 from tests.tiny_training import (
     STEPS,
     assert_same_run,
-    compile_cache,
     lines,
     saved_epochs,
     tiny_fit,
@@ -43,12 +42,6 @@ def handlers():
     assert signal.getsignal(signal.SIGTERM) is terminate
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGTERM, before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    with compile_cache(tmp_path_factory.mktemp("xla")):
-        yield
 
 
 def interrupted(workdir):

@@ -1,9 +1,7 @@
 """A network and a dataset that train in milliseconds, and ways to look at the runs they leave."""
 
-import contextlib
 import io
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 import pb_jax
 from pb_jax.training import Classification, Freezing, fit, metrics, optimizers
@@ -21,26 +18,6 @@ TRAIN, TEST, CLASSES, BATCH = 83, 25, 4, 10
 STEPS = TRAIN // BATCH
 MEAN, STD = (0.4,), (0.3,)
 TIMES = ("seconds", "examples_per_second")
-
-
-@contextlib.contextmanager
-def compile_cache(folder: Path) -> Iterator[None]:
-    """Keep what XLA compiles in `folder`: most of the time of a tiny run goes there."""
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    compilation_cache.reset_cache()
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 class Tiny(nnx.Module):
