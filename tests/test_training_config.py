@@ -43,6 +43,7 @@ def test_resolved_configurations_hold_every_number():
         ("optimizer.name", "sdg"),
         ("optimizer.learning_rate", 0.0),
         ("optimizer.learning_rate", math.nan),
+        pytest.param("optimizer.learning_rate", 10**400, id="learning_rate, no float"),
         ("optimizer.boundaries", (80, 40)),
         ("optimizer.boundaries", (1.5,)),
         ("optimizer.boundaries", 40),
@@ -57,6 +58,7 @@ def test_resolved_configurations_hold_every_number():
         ("freeze.coverage", 1.5),
         ("freeze.bandwidth", "botev"),
         ("freeze.bandwidth", -1.0),
+        pytest.param("freeze.bandwidth", 10**400, id="bandwidth, no float"),
         ("freeze.bins", 1),
         ("dataset.limit_train", 0),
         ("optimizer.patience", 0),
@@ -66,7 +68,7 @@ def test_resolved_configurations_hold_every_number():
 def test_wrong_values_are_named(name, value):
     with pytest.raises(UserError) as caught:
         resolve(with_value(name, value))
-    assert f"{name}={value!r}" in str(caught.value)
+    assert f"{name}={value!r:.200}" in str(caught.value)
     assert "is not allowed: " in str(caught.value)
 
 

@@ -86,6 +86,11 @@ def test_a_damaged_line_is_named(tmp_path, damage):
         metrics.read(path)
 
 
+def test_a_folder_in_its_place(tmp_path):
+    with pytest.raises(metrics.MetricsError, match=r"cannot read .*: Is a directory"):
+        metrics.read(tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"epoch": True}, {"step": 1.5}, {"seconds": "1"}])
 def test_a_value_of_another_type(tmp_path, change):
     path = tmp_path / "metrics.jsonl"

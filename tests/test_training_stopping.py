@@ -291,6 +291,10 @@ def test_an_interrupted_first_epoch_keeps_its_configuration(tmp_path):
     (tmp_path / "checkpoints" / "interrupted" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match="seed: 2 there, 3 here"):
         settle({"seed": 3}, tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json is damaged \(.*Is a directory"):
+        settle({"seed": 2}, tmp_path)
 
 
 def totals(*values):

@@ -7,7 +7,7 @@ holds every number that a run has used.
 
 import difflib
 import inspect
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +45,11 @@ def _whole(default: int | None, least: int, help_: str) -> Key:
 
 def _number(default: float | None, help_: str, check: Callable[[float], bool], allowed: str) -> Key:
     types = (int, float) if default is not None else (int, float, type(None))
-    return Key(default, types, help_, lambda v: math.isfinite(v) and check(v), allowed)
+    return Key(default, types, help_, lambda v: _finite(v) and check(v), allowed)
+
+
+def _finite(value: float) -> bool:
+    return abs(value) <= sys.float_info.max  # math.isfinite cannot take whole numbers beyond
 
 
 def _choice(default: str | None, values: Sequence[str], help_: str) -> Key:
@@ -125,7 +129,7 @@ KEYS: Mapping[str, Key] = {
         None,
         (str, int, float, type(None)),
         "of kde_otsu: scott, silverman or a number in units of x",
-        lambda v: v in ("scott", "silverman") if isinstance(v, str) else math.isfinite(v) and v > 0,
+        lambda v: v in ("scott", "silverman") if isinstance(v, str) else _finite(v) and v > 0,
         "scott, silverman or a number above 0",
     ),
     "freeze.bins": _whole(None, 2, "of kde_otsu: sub-ranges of the region"),

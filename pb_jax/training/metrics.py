@@ -64,11 +64,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`; a last one that was cut short by a kill does not count.
 
     Raises:
-        MetricsError: a line other than the last is damaged.
+        MetricsError: a line other than the last is damaged, or nothing can be read.
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise MetricsError(f"cannot read {path}: {error.strerror}") from error
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

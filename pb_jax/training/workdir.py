@@ -80,7 +80,7 @@ def settle(config: Mapping[str, Any], workdir: Path) -> None:
     if path.exists() and (begun or metrics.read(workdir / "metrics.jsonl")):
         try:
             before = read_json(path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}); choose another --workdir") from error
         if changed := differences(before, config):
             raise UserError(
