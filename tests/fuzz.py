@@ -3,8 +3,9 @@
     python -m tests.fuzz [--inputs 10000] [--seed 0] [--only READER ...] [--out results/fuzz.json]
 
 Each input is a folder of whole files (`tests.outside_files`), one or a few of them changed
-(`tests.mutations`): the same seed makes the same inputs. A reader may read what it finds or raise a
-`UserError` of one to a few lines. Everything else is a failure:
+(`tests.mutations`): the same seed makes the same inputs, but for checkpoints, whose files have
+random names. A reader may read what it finds or raise a `UserError` of one to a few lines.
+Everything else is a failure:
 
 - any other error, and the end of the process: a crash;
 - more than 20 seconds of processor time, or ten minutes: a hang;

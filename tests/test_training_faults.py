@@ -113,6 +113,25 @@ def test_damaged_notes_of_orbax(saved, tmp_path, content):
     assert stored.epochs(folder) == [2, 3]
 
 
+@pytest.mark.parametrize("place", ["metrics", "metrics/metrics"])
+def test_metrics_of_another_kind(saved, tmp_path, place):
+    """A folder in the place of a file, or a file in that of a folder: they are written again."""
+    kept, state = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    path = folder / "2" / place
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        path.mkdir()
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore(state)
+    checkpoints.close()
+    assert bits(found[0]) == bits(state)
+    assert found[1]["epoch"] == 2
+
+
 def test_older_checkpoints_have_no_checksums(saved, tmp_path):
     kept, state = saved
     folder = shutil.copytree(kept, tmp_path / "c")

@@ -201,9 +201,13 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError):
                 if stored.item(checkpoint, stored.METRICS) == wanted:
                     continue
-            folder = checkpoint / stored.METRICS
-            folder.mkdir(exist_ok=True)
-            write_json(folder / stored.METRICS, wanted)
+            file = checkpoint / stored.METRICS / stored.METRICS
+            if file.parent.is_file():
+                file.parent.unlink()
+            if file.is_dir():
+                shutil.rmtree(file)
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, wanted)
 
     def _remove_bases(self, *needed: str) -> None:
         """Remove the bases that no checkpoint names, but for those that the next one needs."""
