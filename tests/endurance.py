@@ -3,18 +3,19 @@
     python -m tests.endurance [--epochs 1000] [--out results/endurance.json]
 
 A tiny network is trained for so many epochs, with everything that `train.py` does in each of them:
-batches, evaluation, a line of metrics, TensorBoard's events, a checkpoint. Two runs, each a process
-of its own: one freezes with a new mask every 100 epochs, and trains in full again for the last
-tenth; the other has one mask and compact state (delta checkpoints). After each epoch the process's
-resident memory is read, and what JAX has compiled in it is counted by `jax.monitoring`.
+batches, evaluation, a line of metrics, TensorBoard's events, a checkpoint. Three runs, each a
+process of its own: "masks" has a new mask every 100 epochs, and trains in full again for the last
+tenth; "compact" has one mask and compact state (delta checkpoints); "seldom" is like "masks" and
+saves every 100 epochs only. After each epoch the process's own resident memory is read (RssAnon:
+without the pages of files), and what JAX has compiled in it is counted by `jax.monitoring`.
 
 It fails if anything is compiled after the second epoch of a phase (full training, frozen, full
-training again), or if memory in the last tenth is more than 3 % above that in the second tenth.
+training again), or if memory in the last tenth is above that in the second tenth by more than 1 %
+and 64 KiB for each checkpoint between: orbax and tensorstore do not free all that one takes.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -32,7 +33,8 @@ from tests.tiny_training import tiny_fit, tiny_freezing
 
 ROOT = Path(__file__).parents[1]
 START = 3  # the epoch that begins with the first mask
-MOST_GROWTH = 0.03
+MOST_GROWTH = 0.01
+MOST_OF_A_CHECKPOINT = 2**16
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -45,6 +47,11 @@ def freezing(name: str, epochs: int) -> dict[str, Any]:
         "refresh_epochs": max(epochs // 10, 1),
         "stop_epoch": _stop(epochs),
     }
+
+
+def every(name: str, epochs: int) -> int:
+    """Epochs from one checkpoint to the next."""
+    return max(epochs // 10, 1) if name == "seldom" else 1
 
 
 def phases(name: str, epochs: int) -> list[int]:
@@ -60,7 +67,7 @@ def measure(name: str, epochs: int, workdir: Path) -> dict[str, Any]:
     """Train in this process; returns resident bytes and compilations of each epoch."""
     resident: list[int] = []
     compiled: list[int] = [0]
-    page = resource.getpagesize()
+    status = Path("/proc/self/status")
     append = metrics.append
 
     def listen(event: str, _: float, **__: Any) -> None:
@@ -68,12 +75,14 @@ def measure(name: str, epochs: int, workdir: Path) -> dict[str, Any]:
 
     def noted(path: Path, record: dict[str, Any]) -> None:
         append(path, record)
-        resident.append(page * int(Path("/proc/self/statm").read_text().split()[1]))
+        (line,) = (line for line in status.read_text().splitlines() if "RssAnon" in line)
+        resident.append(1024 * int(line.split()[1]))
         compiled.append(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     metrics.append = noted
-    tiny_fit(workdir, epochs, freezing=tiny_freezing(**freezing(name, epochs)))
+    options = {"every_epochs": every(name, epochs)}
+    tiny_fit(workdir, epochs, freezing=tiny_freezing(**freezing(name, epochs)), **options)
     return {"resident": resident, "compiled": compiled[:epochs]}
 
 
@@ -88,7 +97,8 @@ def judge(name: str, found: dict[str, Any], epochs: int) -> dict[str, Any]:
     failed = []
     if others:
         failed.append(f"compiled in epochs {others}")
-    if late > early * (1 + MOST_GROWTH):
+    saved = 0.8 * epochs / every(name, epochs)
+    if late - early > early * MOST_GROWTH + saved * MOST_OF_A_CHECKPOINT:
         failed.append(f"memory has grown by {late / early - 1:.1%}")
     shown = sorted({1, 2, tenth, *range(epochs // 4, epochs + 1, max(epochs // 4, 1)), epochs})
     return {
@@ -122,7 +132,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     began = time.monotonic()
-    runs = {name: run(name, options.epochs) for name in ("masks", "compact")}
+    runs = {name: run(name, options.epochs) for name in ("masks", "compact", "seldom")}
     result = {
         "command": f"python -m tests.endurance --epochs {options.epochs}",
         "date": date.today().isoformat(),
