@@ -5,9 +5,10 @@
 Every way gets the same float32 gradients (lognormal, sigma 2), already in memory, and gives a
 mask: density on a grid, the region of highest density that holds 95 %, 300 bins, Otsu, compare.
 The others' grids are linear, of 1,000 points: too coarse for so heavy a tail, so that only the time
-is compared. `gaussian_kde` costs gradients times points: with more gradients than `--most` it is
-not run, its time is that of the largest size that was, times the ratio of the sizes, and is marked
-"~". The ways take turns; medians.
+is compared. All use free memory again, as in `train.py` (`models.reuse_host_memory`); without that,
+pages that are new each time are about half of what ours takes. `gaussian_kde` costs gradients times
+points: with more gradients than `--most` it is not run, its time is that of the largest size that
+was, times the ratio of the sizes, and is marked "~". The ways take turns; medians.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from KDEpy import FFTKDE
 from scipy.stats import gaussian_kde
 from skimage.filters import threshold_otsu
 
+import models
 import pb_jax
 from benchmarks.rows import write_rows
 
@@ -92,6 +94,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1_000_000, help="gradients for gaussian_kde")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    models.reuse_host_memory()
 
     rows: list[tuple[int, str, float, int | None]] = []
     last: dict[str, tuple[int, float]] = {}

@@ -1,5 +1,6 @@
 """Where the real data is, what XLA has compiled, and how strict a user's program may be."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -15,12 +16,19 @@ jax.config.update("jax_num_cpu_devices", 8)
 # process: an entry that another one is writing would be read half.
 _COMPILED = tempfile.TemporaryDirectory(prefix="pb_jax_compiled_")
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # A shell has what it starts in the background ignore Ctrl-C: this process and all that it starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives to the end; jaxprs are many, and few of them in circles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_unconfigure() -> None:
