@@ -61,8 +61,8 @@ ENVIRONMENTS = {
 }
 SIZES = {
     f"size-{extra}": Environment(extra, (), ())
-    for extra in ("cuda12", "cuda13", "tpu", "bench", "docs")
-}
+    for extra in ("train", "cuda12", "cuda13", "tpu", "bench", "docs")
+} | {"size-library": Environment("", (), ())}
 _NEEDED = ("flax", "hypothesis", "pytest", "scikit-image", "scikit-learn", "scipy")
 
 
