@@ -25,7 +25,7 @@ from pb_jax.study.results import FULL, Cell, Result, cells_of, full_training, sc
 from pb_jax.study.statistics import spread
 
 _LINES = ("-", "--", "-.", ":")
-_MARKERS = "osD^vPX*<>ph"
+_MARKERS = "osD^vPX*<>h"  # 11: with 6 colours, 66 cells look different
 _FULL_STYLE: dict[str, Any] = {"color": style.LINE, "linestyle": "-"}
 _COLOURS = (style.DATA, style.DATA_2, style.DATA_3, "#CC79A7", "#E69F00", style.FROZEN)
 _MOST_CURVES = 12
