@@ -1,6 +1,7 @@
 import functools
 import itertools
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,7 @@ def plain_beam_search(table, beam, penalty):
     return beams
 
 
+@hypothesis.example(seed=5095, beam=1, penalty=0.0)  # a score of -0.004
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -121,7 +123,8 @@ def test_properties(seed, beam, penalty):
     for tokens, scores, example in zip(*map(np.asarray, found), table, strict=True):
         wanted = plain_beam_search(example, beam, penalty)
         assert tokens.tolist() == [padded(s) for _, s in wanted]
-        np.testing.assert_allclose(scores, [score for score, _ in wanted], rtol=1e-5)
+        # A score near 0 is a difference of float32 numbers of up to 8: four words, 2.4e-7 each.
+        np.testing.assert_allclose(scores, [score for score, _ in wanted], rtol=1e-5, atol=1e-6)
         assert len({tuple(row) for row in tokens.tolist()}) == beam
         assert (np.diff(scores) <= 0).all()
         for row in tokens.tolist():
