@@ -110,7 +110,7 @@ def beam_search(
         given, kept = iter(changing), iter(constant)
         state = [next(given) if c else next(kept) for c in changes]
         logits, new = jax.vmap(one_beam, (axes, 1), 1)(state, tokens)
-        return jax.nn.log_softmax(logits.astype(jnp.float32)), new
+        return _log_probabilities(logits.astype(jnp.float32)), new
 
     def body(beams: _Beams) -> _Beams:
         log_probabilities, changing = advance(beams.changing, beams.last)
@@ -176,3 +176,10 @@ def _changes(step: Step, leaves: list[jax.Array], structure: Any) -> list[bool]:
 
     jax.eval_shape(probe, leaves, jax.ShapeDtypeStruct(leaves[0].shape[:1], jnp.int32))
     return changes
+
+
+def _log_probabilities(logits: jax.Array) -> jax.Array:
+    """Log-softmax along the last axis, exact to rounding where a word is nearly certain, too."""
+    shifted = logits - jnp.max(logits, -1, keepdims=True)
+    first = jnp.argmax(logits, -1, keepdims=True) == jnp.arange(logits.shape[-1])
+    return shifted - jnp.log1p(jnp.sum(jnp.exp(shifted), -1, where=~first, keepdims=True))
