@@ -8,12 +8,6 @@ import pytest
 from pb_jax.errors import UserError
 from pb_jax.training.checkpoints import Checkpoints
 
-# A failed restore closes orbax's event loop while tensorstore still reads other damaged arrays,
-# whose results then find it closed.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 class Inner(NamedTuple):
     mask: dict

@@ -25,10 +25,6 @@ from tests.tiny_training import (
     tiny_freezing,
 )
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
-
 OPTIMIZER = optax.inject_hyperparams(optax.amsgrad)(learning_rate=1e-3)
 
 

@@ -4,8 +4,12 @@ Nothing here writes, so that the checkpoints of a run that is training can be lo
 is in `docs/checkpoints.md`.
 """
 
+import functools
 import json
 import logging
+import sys
+import types
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,10 +27,31 @@ INTERRUPTED = "interrupted"
 """The folder, among the checkpoints, of the one made inside an epoch."""
 
 
+@functools.cache
 def quiet() -> None:
-    """Keep orbax's log from the user: what matters is raised as well."""
+    """Keep from the user what orbax logs and what its failed reads leave: what matters is raised.
+
+    The first array that cannot be read closes orbax's event loop, while tensorstore reads others:
+    their results find it closed, and their coroutines are collected later, anywhere.
+    """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if not _is_left_by_a_read(unraisable):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _is_left_by_a_read(unraisable: Any) -> bool:
+    """Whether an exception that nobody can catch is of a read that orbax gave up."""
+    if isinstance(unraisable.object, types.CoroutineType):
+        return "orbax" in Path(unraisable.object.cr_code.co_filename).parts
+    closed = isinstance(unraisable.exc_value, RuntimeError)
+    return closed and str(unraisable.exc_value) == "Event loop is closed"
 
 
 def flat(state: Any) -> dict[str, jax.Array]:
