@@ -44,6 +44,15 @@ def test_a_share_from_the_rule_that_is_named():
     assert choices[2].settings == {"freeze.scope": "leaf"}
 
 
+def test_a_control_freezes_when_and_how_the_rule_does():
+    first = "kde_otsu:start_epoch=1,mode=gradients,coverage=0.9,label=first"
+    choices = parse_rules(f"none,{first},random@first,random@first:start_epoch=3,label=later")
+    assert [dict(choice.settings) for choice in choices[2:]] == [
+        {"freeze.start_epoch": 1, "freeze.mode": "gradients"},
+        {"freeze.start_epoch": 3, "freeze.mode": "gradients"},
+    ]
+
+
 def test_a_control_has_the_granularity_of_what_it_controls():
     rules = "kde_otsu:granularity=channel,label=channels,kde_otsu,random@channels"
     choices = parse_rules(f"{rules},random@kde_otsu:label=r,random@channels:granularity=element")

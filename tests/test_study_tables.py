@@ -7,7 +7,7 @@ from pb_jax.errors import UserError
 from pb_jax.study import cells_of, read, read_result, write_report
 from pb_jax.study.results import full_training, random_control
 from pb_jax.study.tables import markdown
-from tests.synthetic_study import write_run, write_study
+from tests.synthetic_study import numbers, write_run, write_study
 
 
 def results_of(folder):
@@ -102,6 +102,25 @@ def test_the_control_is_the_one_of_the_same_share(tmp_path):
     assert random_control(found["mean_threshold"], everything) is control
     assert random_control(found["quantile@mean_threshold"], everything) is control
     assert random_control(found["kde_otsu"], everything) is None
+
+
+def test_the_control_starts_when_the_rule_does(tmp_path):
+    rules = "kde_otsu:start_epoch=1,label=first,random@first:start_epoch=3,label=later"
+    write_study(tmp_path, f"none,{rules},random@first:label=same", seeds=1)
+    found = cells(tmp_path)
+    everything = list(found.values())
+    assert random_control(found["first"], everything) is found["same"]
+    assert random_control(found["first"], everything[:-1]) is None
+
+
+def test_a_rule_that_froze_another_share_than_it_was_asked_has_no_control(tmp_path):
+    study = write_study(tmp_path, "none,quantile:frozen=0.9,label=q,random:frozen=0.9", seeds=1)
+    found = cells(tmp_path)
+    assert random_control(found["q"], [*found.values()]) is found["random(frozen=0.9)"]
+    q = next(run for run in study.runs if run.label == "q")
+    write_run(tmp_path / q.folder, **{**numbers(q), "frozen": 1.0})
+    found = cells(tmp_path)
+    assert random_control(found["q"], [*found.values()]) is None
 
 
 def test_the_control_is_the_one_of_the_same_granularity(tmp_path):

@@ -8,7 +8,11 @@ from typing import Any, NamedTuple
 from pb_jax.errors import UserError
 from pb_jax.training.config import RULES, check_known, rule_parameters
 
-GRANULARITY = "freeze.granularity"
+HOW_FROZEN = tuple(
+    f"freeze.{name}"
+    for name in ("granularity", "mode", "refresh_epochs", "start_epoch", "stop_epoch")
+)
+"""The config keys that say when and how a mask freezes, whatever rule has made it."""
 _ELSEWHERE = {"seed": "--seeds", "freeze.rule": "--rules"}
 OF_RULES: frozenset[str] = frozenset(
     f"freeze.{name}" for rule in RULES for name in rule_parameters(rule)
@@ -37,9 +41,9 @@ def parse_rules(text: str) -> tuple[Choice, ...]:
 
     A key is one of `freeze.*`, without the prefix, or `label`. `@LABEL` freezes the share that
     another rule of the list froze in the run with the same seed: the same number of weights,
-    chosen otherwise, and by the same granularity unless it has its own. A rule that needs a share
-    and is given none takes that of the first rule of the list that finds its own, `kde_otsu` before
-    others.
+    chosen otherwise, but frozen at the same time and in the same way (`HOW_FROZEN`) unless it has
+    its own. A rule that needs a share and is given none takes that of the first rule of the list
+    that finds its own, `kde_otsu` before others.
 
     Raises:
         UserError: saying which part is wrong and what there is.
@@ -122,7 +126,7 @@ def _with_share(choice: Choice, choices: Sequence[Choice]) -> Choice:
         source = min(finders, key=lambda c: c.rule != "kde_otsu")
     else:
         return choice  # the configuration may have it
-    same = {key: source.settings[key] for key in (GRANULARITY,) if key in source.settings}
+    same = {key: source.settings[key] for key in HOW_FROZEN if key in source.settings}
     return choice._replace(share_of=source.label, settings={**same, **choice.settings})
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
-from pb_jax.study.choices import GRANULARITY
+from pb_jax.study.choices import HOW_FROZEN
 from pb_jax.study.plan import SHARE, Run, cell_title
 from pb_jax.study.statistics import Spread, paired, spread
 from pb_jax.training import metrics
+from pb_jax.training.config import KEYS
 
 SCORES = {
     "test_bleu4": "BLEU-4, test split (%)",
@@ -20,6 +21,7 @@ SCORES = {
 FULL = "none"
 _NEEDED = ("steps", "final_val_accuracy", "frozen_fraction", "seconds")
 CONTROL = "random"
+_SAME_SHARE = 0.01  # groups of weights come no nearer to one another
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,9 @@ def full_training(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
 
 def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-    """The cell that freezes as many weights as `cell`, at random; None where there is none."""
+    """The cell that freezes as many weights as `cell` at random, at the same time and in the same
+    way; None where there is none, or where one of the two could not freeze what it was asked to.
+    """
     if cell.rule in (FULL, CONTROL):
         return None
     own = _source(cell)
@@ -151,10 +155,12 @@ def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     def fits(other: Cell) -> bool:
         if other.rule != CONTROL or own is None or _source(other) != own:
             return False
-        return _setting(other, GRANULARITY, "element") == _setting(cell, GRANULARITY, "element")
+        gap = other.less(cell, "frozen_fraction")
+        alike = all(_setting(other, key) == _setting(cell, key) for key in HOW_FROZEN)
+        return alike and gap.n > 0 and abs(gap.mean) < _SAME_SHARE
 
     def among_all(other: Cell) -> bool:
-        return fits(other) and _setting(other, "freeze.scope", "global") != "leaf"
+        return fits(other) and _setting(other, "freeze.scope") != "leaf"
 
     # At random among all weights, rather than among those of each leaf.
     return _first(cells, among_all) or _first(cells, fits)
@@ -172,8 +178,9 @@ def _source(cell: Cell) -> object:
     return (run.share_of or run.folder).rpartition("/")[0]
 
 
-def _setting(cell: Cell, key: str, default: str) -> object:
-    return next(iter(cell.results.values())).run.settings.get(key, default)
+def _setting(cell: Cell, key: str) -> object:
+    settings = next(iter(cell.results.values())).run.settings
+    return settings.get(key, KEYS[key].default)
 
 
 def _first(cells: Sequence[Cell], fits: Callable[[Cell], bool]) -> Cell | None:
