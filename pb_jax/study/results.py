@@ -145,8 +145,9 @@ def full_training(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
 
 def random_control(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
-    """The cell that freezes as many weights as `cell` at random, at the same time and in the same
-    way; None where there is none, or where one of the two could not freeze what it was asked to.
+    """The cell that freezes as many weights as `cell` at random, when and how it does.
+
+    None where there is none, or where one of the two could not freeze what it was asked to.
     """
     if cell.rule in (FULL, CONTROL):
         return None
