@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -45,6 +47,18 @@ def test_one_seed_has_no_band(tmp_path):
     figure = figures.draw_curves("toy", cells(tmp_path))
     assert all(not axes.collections for axes in figure.axes)
     assert "one seed" in figure.get_suptitle()
+
+
+def test_of_many_rules_those_of_most_seeds_are_drawn(tmp_path):
+    once = ",".join(f"kde_otsu:bins={n},label=bins_{n}" for n in range(10, 22))
+    study = write_study(tmp_path, f"{once},none,kde_otsu,random", seeds=2)
+    for run in study.runs:
+        if run.label.startswith("bins") and run.seed == 1:
+            shutil.rmtree(tmp_path / run.folder)
+    figure = figures.draw_curves("toy", cells(tmp_path))
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == {*(f"bins_{n}" for n in range(10, 19)), "none", "kde_otsu", "random"}
+    assert figure.get_suptitle().endswith("1 to 2 seeds, 12 of 15 rules")
 
 
 def test_accuracy_against_share_has_every_cell(tmp_path):

@@ -102,6 +102,14 @@ def test_a_difference_is_taken_seed_by_seed(tmp_path):
     assert table[4][1] == "*not run*", "labels that the study does not have"
 
 
+def test_the_means_beside_a_difference_are_of_the_seeds_that_both_have(tmp_path):
+    study = write_study(tmp_path / "one", seeds=3)
+    gone = next(run for run in study.runs if run.label == "random" and run.seed == 0)
+    (tmp_path / "one" / gone.folder / "summary.json").unlink()
+    row = rows(filled(tmp_path, "difference kde_otsu random one"))[1]
+    assert row[1:5] == ["95.55 ± 0.71", "93.65 ± 0.71", "+1.90 ± 0.00", "2"]
+
+
 def test_zero_gradients_are_those_of_full_training(tmp_path):
     write_study(tmp_path / "one", seeds=2)
     assert rows(filled(tmp_path, "zeros one two"))[1:] == [

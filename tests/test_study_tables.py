@@ -30,11 +30,13 @@ def test_table_json_has_runs_and_cells(tmp_path):
     assert content["base"]["epochs"] == 110
     full, kde, random = content["cells"]
     assert full["final_val_accuracy"] == pytest.approx({"mean": 0.96, "sd": 0.01, "n": 3})
-    assert kde["minus_full_training"] == pytest.approx({"mean": -0.0095, "sd": 0, "n": 3})
-    assert kde["minus_random"] == pytest.approx({"mean": 0.019, "sd": 0, "n": 3})
+    for name, value in (("minus_full_training", -0.0095), ("minus_random", 0.019)):
+        by_seed = kde[name].pop("by_seed")
+        assert by_seed == pytest.approx({"0": value, "1": value, "2": value})
+        assert kde[name] == pytest.approx({"mean": value, "sd": 0, "n": 3})
     assert kde["random_control"] == "random"
     assert kde["frozen_fraction"]["mean"] == pytest.approx(0.761)
-    assert random["minus_random"] == {"mean": None, "sd": None, "n": 0}
+    assert random["minus_random"] == {"mean": None, "sd": None, "n": 0, "by_seed": {}}
     assert random["seeds"] == [0, 1, 2]
 
 
@@ -102,6 +104,16 @@ def test_the_control_is_the_one_of_the_same_share(tmp_path):
     assert random_control(found["mean_threshold"], everything) is control
     assert random_control(found["quantile@mean_threshold"], everything) is control
     assert random_control(found["kde_otsu"], everything) is None
+
+
+def test_minutes_are_those_of_the_median_epoch(tmp_path):
+    """A run that was paused, or had the machine not to itself, seems no longer for it."""
+    study = write_study(tmp_path, "none", seeds=1)
+    path = tmp_path / study.runs[0].folder / "metrics.jsonl"
+    *others, last = path.read_text().splitlines()
+    path.write_text("\n".join([*others, last.replace('"seconds": 10.0', '"seconds": 3600.0'), ""]))
+    assert results_of(tmp_path)[0].minutes == pytest.approx(1.0)
+    assert markdown(study, results_of(tmp_path)).splitlines()[-1].endswith("| 1.0 |")
 
 
 def test_the_control_starts_when_the_rule_does(tmp_path):

@@ -59,7 +59,7 @@ def write(folder: Path, study: Study, results: Sequence[Result]) -> list[Path]:
 def _curve_groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """What goes into one figure: all rules, or one rule's values beside full training."""
     if not any(cell.point for cell in cells):
-        return {"curves": list(cells)[:_MOST_CURVES]}
+        return {"curves": list(cells)}
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.rule != FULL:
@@ -68,7 +68,7 @@ def _curve_groups(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
             if full is not None and full not in group:
                 group.append(full)
             group.append(cell)
-    return {name: group[:_MOST_CURVES] for name, group in groups.items()}
+    return groups
 
 
 def _name(label: str) -> str:
@@ -79,10 +79,14 @@ def _name(label: str) -> str:
 def draw_curves(title: str, cells: Sequence[Cell]) -> Figure:
     """Loss and accuracy over the epochs, and the difference to full training seed by seed.
 
+    Of more than 12 cells those with the most seeds are drawn, and the title says so.
+
     Source:
         Figure 3 of the paper.
     """
-    figure = style.new_figure(8.4, f"{title}: loss and accuracy{_over_seeds(cells)}")
+    every, cells = cells, _most(cells)
+    some = "" if len(cells) == len(every) else f", {len(cells)} of {len(every)} rules"
+    figure = style.new_figure(8.4, f"{title}: loss and accuracy{_over_seeds(cells)}{some}")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["late", "difference"]])
     for number, cell in enumerate(cells):
         look = _look(cell, number)
@@ -106,6 +110,13 @@ def draw_curves(title: str, cells: Sequence[Cell]) -> Figure:
     handles, labels = panels["loss"].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
     return figure
+
+
+def _most(cells: Sequence[Cell]) -> list[Cell]:
+    """As many as can be told apart: full training, then what has the most seeds, in their order."""
+    by_worth = sorted(cells, key=lambda cell: (cell.rule != FULL, -len(cell.results)))
+    kept = {id(cell) for cell in by_worth[:_MOST_CURVES]}
+    return [cell for cell in cells if id(cell) in kept]
 
 
 def _label_curves(panels: Mapping[str, Axes], cells: Sequence[Cell]) -> None:
@@ -153,9 +164,9 @@ def _curves(cell: Cell, key: str) -> list[np.ndarray]:
 
 
 def _difference(cell: Cell, full: Cell) -> list[np.ndarray]:
-    pairs = [(cell.only(seed), full.only(seed)) for seed in cell.results if seed in full.results]
-    curves = [[_curves(c, "val_accuracy")[0] for c in pair] for pair in pairs]
-    return [one[: len(other)] - other[: len(one)] for one, other in curves]
+    both = [seed for seed in cell.results if seed in full.results]
+    pairs = zip(*(_curves(c.only(both), "val_accuracy") for c in (cell, full)), strict=True)
+    return [one[: len(other)] - other[: len(one)] for one, other in pairs]
 
 
 def _band(

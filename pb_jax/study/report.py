@@ -231,6 +231,8 @@ def _difference(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
             )
             continue
         difference = first.less(second)
+        # Means over the seeds that both have, so that they differ by the difference.
+        first, second = first.only(second.results), second.only(first.results)
         rows.append(
             [
                 measured.title,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ class Result:
         """Share of zero gradients in the last epoch: the paper's frozen ratio."""
         return float(self.records[-1]["zero_gradient_fraction"]) if self.records else math.nan
 
+    @property
+    def minutes(self) -> float:
+        """Its epochs at the pace of the median one: pauses and other work drop out."""
+        if not self.records:
+            return math.nan
+        pace = statistics.median(record["seconds"] for record in self.records)
+        return pace * len(self.records) / 60
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -69,9 +78,10 @@ class Cell:
         """As tables and figures call it."""
         return cell_title(self.label, self.point)
 
-    def only(self, seed: int) -> "Cell":
-        """The cell with the run of one seed."""
-        return dataclasses.replace(self, results={seed: self.results[seed]})
+    def only(self, seeds: Iterable[int]) -> "Cell":
+        """The cell with the runs of those of its seeds that are among `seeds`."""
+        results = {seed: self.results[seed] for seed in seeds if seed in self.results}
+        return dataclasses.replace(self, results=results)
 
     @property
     def score(self) -> str:
@@ -92,9 +102,13 @@ class Cell:
         """Its mean over the seeds."""
         return spread(list(self.values(key).values()))
 
-    def less(self, other: "Cell | None", key: str | None = None) -> Spread:
-        """Its difference to another cell's, seed by seed."""
+    def differences(self, other: "Cell | None", key: str | None = None) -> dict[int, float]:
+        """To another cell, by seed."""
         return paired(self.values(key), {} if other is None else other.values(key))
+
+    def less(self, other: "Cell | None", key: str | None = None) -> Spread:
+        """Their mean over the seeds."""
+        return spread(list(self.differences(other, key).values()))
 
 
 def score_title(cells: Sequence[Cell]) -> str:

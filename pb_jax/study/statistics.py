@@ -37,11 +37,11 @@ def spread(values: Sequence[float | None]) -> Spread:
     )
 
 
-def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Spread:
+def paired(values: Mapping[int, float], others: Mapping[int, float]) -> dict[int, float]:
     """Differences `values - others` of the seeds that both have: what runs share drops out.
 
     Example:
         >>> paired({0: 2.0, 1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0})
-        Spread(mean=2.0, sd=1.4142135623730951, n=2)
+        {0: 1.0, 1: 3.0}
     """
-    return spread([values[seed] - others[seed] for seed in values if seed in others])
+    return {seed: values[seed] - others[seed] for seed in values if seed in others}

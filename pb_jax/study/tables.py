@@ -57,10 +57,14 @@ def _cell(cell: Cell, cells: Sequence[Cell]) -> dict[str, Any]:
         "planned": cell.planned,
         **{key: cell.spread(key)._asdict() for key in measured},
         "zero_gradient_fraction": zeros._asdict(),
-        "minus_full_training": cell.less(full)._asdict(),
-        "minus_random": cell.less(control)._asdict(),
+        "minus_full_training": _difference(cell, full),
+        "minus_random": _difference(cell, control),
         "random_control": None if control is None else control.title,
     }
+
+
+def _difference(cell: Cell, other: Cell | None) -> dict[str, Any]:
+    return {**cell.less(other)._asdict(), "by_seed": cell.differences(other)}
 
 
 def _numbers(summary: Mapping[str, Any]) -> list[str]:
@@ -106,7 +110,7 @@ def cell_table(results: Sequence[Result]) -> list[str]:
         *extra,
         "frozen (%)",
         "threshold t",
-        "minutes",
+        "minutes, quiet",
     ]
     return aligned(head, [_row(cell, cells, extra) for cell in cells])
 
@@ -139,7 +143,7 @@ def _row(cell: Cell, cells: Sequence[Cell], extra: Sequence[str]) -> list[str]:
         *(plus_minus(cell.spread(key), 1, digits=4) for key in extra),
         plus_minus(cell.spread("frozen_fraction"), 100),
         plus_minus(cell.spread("threshold"), 1, digits=3),
-        plus_minus(cell.spread("seconds"), 1 / 60, digits=1),
+        plus_minus(spread([r.minutes for r in cell.results.values()]), 1, digits=1),
     ]
 
 
