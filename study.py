@@ -91,8 +91,7 @@ def _main(argv: Sequence[str]) -> int:
     )
     print(f"{len(plan)} runs in {folder}", flush=True)
     if options.together:
-        together(folder, base, plan, options.together, options.most)
-        failures = []
+        failures = together(folder, base, plan, options.together, options.most)
     else:
         executor = study.Executor(
             folder,
@@ -157,8 +156,8 @@ def _check_devices(config: Mapping[str, Any], together: bool) -> None:
 
 def together(
     folder: Path, base: Mapping[str, Any], plan: Sequence[Any], how: str, most: int
-) -> None:
-    """Run the plan in this process, group by group."""
+) -> Sequence[Any]:
+    """Run the plan in this process, group by group; returns what failed."""
     import jax
 
     import models
@@ -175,15 +174,16 @@ def together(
             loaded[name] = pb_jax.data.load(**config["dataset"])
         return train.classification(config, loaded[name])
 
-    for group in study.groups_of(base, plan, most):
-        study.run_together(
-            folder,
-            base,
-            group,
-            task,
-            side_by_side=how,
-            compiler_options=models.compiler_options(jax.default_backend()),
-        )
+    _, failures = study.run_groups(
+        folder,
+        base,
+        plan,
+        task,
+        most=most,
+        side_by_side=how,
+        compiler_options=models.compiler_options(jax.default_backend()),
+    )
+    return failures
 
 
 def command(

@@ -8,8 +8,9 @@ seeds of a network are one program (see `pb_jax.study.together`).
 
 The same command goes on where it was stopped: after `--budget` seconds it saves and ends by itself,
 and killed at any moment it loses the epochs since the last checkpoint. It needs no network, and of
-Python packages jax, flax, optax, orbax and matplotlib only. Exit status: 0 when all is done, 3 when
-there is more to do.
+Python packages jax, flax, optax, orbax and matplotlib only. Runs for which there is not memory
+enough side by side are trained in halves; a run that fails does not stop the others. Exit status: 0
+when all is done, 3 when there is more to do, 1 when all has been tried and something failed.
 
     --data DIR     original files: mnist/*.gz; cifar-10-batches-py/, -bin/ or the archive
     --out DIR      `results.tar.gz`, the studies without checkpoints, and `progress.json`
@@ -40,7 +41,7 @@ from pb_jax.data import Dataset, sources, specs
 from pb_jax.errors import UserError
 from pb_jax.files import replacing, write_json
 from pb_jax.study.choices import OF_RULES
-from pb_jax.study.together import CHECKPOINTS, is_finished
+from pb_jax.study.together import CHECKPOINTS
 from pb_jax.training.ensemble import SIDE_BY_SIDE
 
 NETWORKS = {"lenet5": "mnist", "vgg19": "cifar10", "resnet110": "cifar10", "densenet121": "cifar10"}
@@ -72,8 +73,10 @@ def parts(seeds: int) -> list[Part]:
         rules = (
             f"quantile:frozen={share},label=paper_share",
             f"random:frozen={share},label=paper_share_random",
+            "quantile:frozen=0.3,largest=true,label=largest_30",
+            "random:frozen=0.3,label=random_30",
             f"fixed_threshold:threshold={threshold},label=paper_threshold",
-            f"quantile:frozen={share},largest=true,label=paper_share_largest",
+            "random@paper_threshold",
         )
         found.append(Part(f"paper-{network}", network, ",".join(rules), seeds))
     for network in NETWORKS:
@@ -82,14 +85,18 @@ def parts(seeds: int) -> list[Part]:
             "random:scope=leaf,label=random_by_leaf",
             "weight_magnitude",
             "mean_threshold",
+            "random@mean_threshold",
             "kde_otsu:start_epoch=1,label=at_initialisation",
             "random@at_initialisation",
             "kde_otsu:start_epoch=2,label=after_1_epoch",
             "kde_otsu:start_epoch=6,label=after_5_epochs",
+            "random@after_5_epochs",
             "kde_otsu:refresh_epochs=35,label=refresh_35",
             "kde_otsu:stop_epoch=110,label=last_epoch_full",
             "kde_otsu:mode=gradients,label=gradients_only",
+            "random@gradients_only",
             "kde_otsu:batches=10,label=ten_batches",
+            "kde_otsu:batch_size=1000,label=batch_1000",
         )
         found.append(Part(f"ablations-{network}", network, ",".join(rules), seeds))
     for network in NETWORKS:
@@ -99,6 +106,7 @@ def parts(seeds: int) -> list[Part]:
             *(f"kde_otsu:bins={bins},label=bins_{bins}" for bins in (100, 1000)),
             "kde_otsu:bandwidth=silverman,label=silverman",
             "kde_otsu:scope=leaf,label=kde_otsu_by_leaf",
+            "random@kde_otsu_by_leaf:scope=leaf",
         ]
         found.append(Part(f"estimate-{network}", network, ",".join(rules), seeds))
     return found
@@ -154,8 +162,8 @@ class Clock:
         return time.monotonic() + 1.5 * seconds + _SAVING > self._end
 
 
-def run_part(part: Part, options: argparse.Namespace, clock: Clock) -> bool:
-    """Go on with a part; returns whether it is done."""
+def run_part(part: Part, options: argparse.Namespace, clock: Clock) -> tuple[bool, list[str]]:
+    """Go on with a part; returns whether all of it has been tried, and what failed."""
     folder = options.work / part.network
     base = full_base(part.network, options.epochs)
     plan = study.make_plan(
@@ -171,23 +179,17 @@ def run_part(part: Part, options: argparse.Namespace, clock: Clock) -> bool:
             )
         return train.classification(config, data)
 
-    for group in study.groups_of(base, plan, options.most):
-        if all(is_finished(folder, run, options.epochs) for run in group):
-            continue
-        if clock.enough(0):
-            return False
-        done = study.run_together(
-            folder,
-            base,
-            group,
-            task,
-            side_by_side=options.together,
-            enough=clock.enough,
-            compiler_options=models.compiler_options(jax.default_backend()),
-        )
-        if not done:
-            return False
-    return True
+    done, failures = study.run_groups(
+        folder,
+        base,
+        plan,
+        task,
+        most=options.most,
+        side_by_side=options.together,
+        enough=clock.enough,
+        compiler_options=models.compiler_options(jax.default_backend()),
+    )
+    return done, [f"{failure.run.title}: {failure.reason}" for failure in failures]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,23 +215,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.resume is not None:
         _unpack(options.resume, options.work)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
-    done: dict[str, bool] = {}
+    failed: dict[str, list[str]] = {}  # by the parts that have been tried to their end
     try:
         for part in work:
             print(f"== {part.name} ({time.monotonic() - began:.0f} s)", flush=True)
-            done[part.name] = run_part(part, options, clock)
-            if not done[part.name]:
+            tried, failures = run_part(part, options, clock)
+            for failure in failures:
+                print(f"failed: {failure}", file=sys.stderr)
+            if not tried:
                 break
+            failed[part.name] = failures
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        _pack(options, work, done, time.monotonic() - began)
-    return 0 if len(done) == len(work) and all(done.values()) else UNFINISHED
+        _pack(options, work, failed, time.monotonic() - began)
+    if len(failed) < len(work):
+        return UNFINISHED
+    return 1 if any(failed.values()) else 0
 
 
 def _pack(
-    options: argparse.Namespace, work: Sequence[Part], done: Mapping[str, bool], seconds: float
+    options: argparse.Namespace,
+    work: Sequence[Part],
+    failed: Mapping[str, Sequence[str]],
+    seconds: float,
 ) -> None:
     """Write what is small into `--out`."""
     networks = dict.fromkeys(part.network for part in work)
@@ -250,8 +260,9 @@ def _pack(
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
             "seconds": round(seconds, 1),
-            "done": [part.name for part in work if done.get(part.name)],
-            "left": [part.name for part in work if not done.get(part.name)],
+            "done": [part.name for part in work if failed.get(part.name) == []],
+            "failed": {name: reasons for name, reasons in failed.items() if reasons},
+            "left": [part.name for part in work if part.name not in failed],
         },
     )
 

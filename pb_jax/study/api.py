@@ -7,7 +7,7 @@ from pb_jax.study.execution import Executor, Failure
 from pb_jax.study.plan import Run, base_of, configuration, make_plan, starts_of
 from pb_jax.study.record import Study, read, settle
 from pb_jax.study.results import Cell, Result, cells_of, read_result
-from pb_jax.study.together import groups_of, run_together
+from pb_jax.study.together import groups_of, run_groups, run_together
 
 __all__ = [
     "Cell",
@@ -27,6 +27,7 @@ __all__ = [
     "parse_value",
     "read",
     "read_result",
+    "run_groups",
     "run_together",
     "settle",
     "starts_of",

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ import pb_jax
 from pb_jax import training
 from pb_jax.errors import UserError
 from pb_jax.files import write_json
+from pb_jax.study.execution import LOG, Failure
 from pb_jax.study.plan import SHARE, Run, configuration
 from pb_jax.study.results import read_result
 from pb_jax.training.config import flatten, nest
@@ -62,6 +64,86 @@ def groups_of(base: Mapping[str, Any], runs: Sequence[Run], most: int) -> list[l
         home = next((g for g in same if run.share_of in {r.folder for r in g}), same[-1])
         home.append(run)
     return [group for same in groups.values() for group in same]
+
+
+def run_groups(
+    folder: Path,
+    base: Mapping[str, Any],
+    runs: Sequence[Run],
+    make_task: Callable[[Mapping[str, Any]], training.Task],
+    *,
+    most: int,
+    enough: Callable[[float], bool] = lambda seconds: False,
+    stream: TextIO | None = None,
+    **options: Any,
+) -> tuple[bool, list[Failure]]:
+    """Train what is not finished of a plan, group by group.
+
+    A group for which the device lacks memory is trained in halves; one that fails otherwise does
+    not stop the others. What it said is in `log.txt` of each of its runs.
+
+    Args:
+        folder: of the study.
+        base: what its runs share.
+        runs: of its plan.
+        make_task: see `run_together`.
+        most: how many runs go together at most.
+        enough: told the seconds of each epoch, and 0 before each group; True stops.
+        stream: where progress goes; None: standard output.
+        **options: of `run_together`.
+
+    Returns:
+        Whether all has been tried, and the runs that failed.
+
+    Raises:
+        UserError: the configuration does not allow it.
+    """
+    failures: list[Failure] = []
+    waiting = groups_of(base, runs, most)
+    while waiting:
+        group = waiting.pop(0)
+        epochs = configuration(base, group[0])["epochs"]
+        failed = {failure.run.folder for failure in failures}
+        left = [run for run in group if not is_finished(folder, run, epochs)]
+        failures += [
+            Failure(run, f"it takes the frozen share of {run.share_of}")
+            for run in left
+            if run.share_of in failed
+        ]
+        left = [run for run in left if run.share_of not in failed]
+        if not left:
+            continue
+        if enough(0.0):
+            return False, failures
+        try:
+            given = {"enough": enough, "stream": stream, **options}
+            if not run_together(folder, base, left, make_task, **given):
+                return False, failures
+        except UserError:
+            raise
+        except Exception as error:  # of the device, of its compiler, of memory: many kinds
+            half = len(left) // 2
+            if half and _lacks_memory(error):
+                waiting[:0] = [left[:half], left[half:]]  # who gives a share is before who takes it
+                said = f"not enough memory for {len(left)} runs side by side: trained in halves"
+            else:
+                said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+                failures += [Failure(run, f"{said}; see {_logged(folder, run)}") for run in left]
+            print(said, file=stream or sys.stdout, flush=True)
+    return True, failures
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED")
+
+
+def _logged(folder: Path, run: Run) -> Path:
+    """The log of a run, with the error that is being handled."""
+    path = folder / run.folder / LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(traceback.format_exc())
+    return path
 
 
 def run_together(
