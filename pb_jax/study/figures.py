@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from pb_jax.errors import UserError
 from pb_jax.reports import style
 from pb_jax.reports.style import in_style
+from pb_jax.study import paper
 from pb_jax.study.record import Study
 from pb_jax.study.results import FULL, Cell, Result, cells_of, full_training, score_title
 from pb_jax.study.statistics import spread
@@ -38,7 +39,7 @@ def write(folder: Path, study: Study, results: Sequence[Result]) -> list[Path]:
         UserError: they cannot be written.
     """
     cells = [cell for cell in cells_of(results) if cell.results]
-    title = f"{study.base['model.name']} on {study.base['dataset.name']}"
+    title = paper.title(study.base["model.name"], study.base["dataset.name"])
     drawn: dict[str, Figure] = {}
     for name, group in _curve_groups(cells).items():
         drawn[name] = draw_curves(title, group)
@@ -189,11 +190,15 @@ def _band(
 
 @in_style
 def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
-    """Accuracy after the last epoch against the frozen share: runs, and means with both sd."""
+    """Accuracy after the last epoch against the frozen share: runs, and means with both sd.
+
+    Cells of nearly the same share stand side by side.
+    """
     figure = style.new_figure(5.6, f"{title}: score against frozen share{_over_seeds(cells)}")
     axes = figure.subplots()
     looks: dict[str, dict[str, Any]] = {}
-    for cell in cells:
+    aside = _aside([100 * cell.spread("frozen_fraction").mean for cell in cells])
+    for cell, moved in zip(cells, aside, strict=True):
         number = len(looks)
         new = cell.label not in looks
         look = looks.setdefault(
@@ -205,16 +210,16 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
         )
         shares, scores = cell.values("frozen_fraction"), cell.values()
         axes.scatter(
-            [100 * shares[s] for s in scores],
+            [100 * shares[s] + moved for s in scores],
             [100 * scores[s] for s in scores],
-            s=12,
-            alpha=0.35,
+            s=20,
+            alpha=0.5,
             linewidth=0,
             **look,
         )
         x, y = cell.spread("frozen_fraction"), cell.spread()
         axes.errorbar(
-            100 * x.mean,
+            100 * x.mean + moved,
             100 * y.mean,
             xerr=100 * (x.sd or 0),
             yerr=100 * (y.sd or 0),
@@ -237,6 +242,26 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
     )
     figure.legend(loc="outside lower center", ncols=4)
     return figure
+
+
+def _aside(shares: Sequence[float]) -> list[float]:
+    """How far to move each share, so that those within a point do not hide one another.
+
+    Example:
+        >>> _aside([0.0, 84.0, 84.2, 93.7])
+        [0.0, -0.5, 0.5, 0.0]
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(shares)), key=lambda place: shares[place]):
+        if groups and shares[place] - shares[groups[-1][-1]] < 1:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    moved = [0.0] * len(shares)
+    for group in groups:
+        for number, place in enumerate(group):
+            moved[place] = number - (len(group) - 1) / 2
+    return moved
 
 
 def _by_value(cells: Sequence[Cell], key: str) -> dict[str, list[Cell]]:

@@ -38,3 +38,26 @@ PAPER = {
 """By the name of the network in `models`. All are of 110 epochs."""
 
 EPOCHS = 110
+
+_NAMES = {
+    "captioner": "captioner",
+    "cifar10": "CIFAR-10",
+    "densenet121": "DenseNet-121",
+    "digits": "digits",
+    "fashion_mnist": "Fashion-MNIST",
+    "flickr8k": "Flickr8k",
+    "lenet5": "LeNet-5",
+    "mnist": "MNIST",
+    "resnet110": "ResNet-110",
+    "vgg19": "VGG19",
+}
+
+
+def title(network: str, dataset: str) -> str:
+    """Network and data as people call them.
+
+    Example:
+        >>> title("lenet5", "digits"), title("mine", "mnist")
+        ('LeNet-5, digits', 'mine, MNIST')
+    """
+    return ", ".join(_NAMES.get(name, name) for name in (network, dataset))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pb_jax.errors import UserError
 from pb_jax.files import replacing
 from pb_jax.study import record
-from pb_jax.study.paper import EPOCHS, PAPER
+from pb_jax.study.paper import EPOCHS, PAPER, title
 from pb_jax.study.record import Study
 from pb_jax.study.results import (
     FULL,
@@ -58,8 +58,7 @@ class Measured(NamedTuple):
     def title(self) -> str:
         """Network, data and number of epochs."""
         base = self.study.base
-        paper = PAPER.get(self.network)
-        named = f"{self.network}, {base['dataset.name']}" if paper is None else paper.title
+        named = title(self.network, base["dataset.name"])
         return f"{named}, {base['epochs']} epochs{_shortened(self.study)}"
 
     def cell(self, label: str) -> Cell | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pb_jax.files import replacing, write_json
+from pb_jax.study.paper import title
 from pb_jax.study.record import Study
 from pb_jax.study.results import Cell, Result, cells_of, full_training, random_control, score_title
 from pb_jax.study.statistics import Spread, spread
@@ -76,7 +77,7 @@ def _numbers(summary: Mapping[str, Any]) -> list[str]:
 def markdown(study: Study, results: Sequence[Result]) -> str:
     """`table.md`: what was measured, and what was not."""
     lines = [
-        f"# {study.base['model.name']} on {study.base['dataset.name']}, "
+        f"# {title(study.base['model.name'], study.base['dataset.name'])}, "
         f"{study.base['epochs']} epochs",
         "",
         f"Config: `{study.config}`. Scores are of the test split; means over the seeds "
@@ -110,7 +111,7 @@ def cell_table(results: Sequence[Result]) -> list[str]:
         *extra,
         "frozen (%)",
         "threshold t",
-        "minutes, quiet",
+        "minutes (median epoch)",
     ]
     return aligned(head, [_row(cell, cells, extra) for cell in cells])
 
