@@ -65,6 +65,16 @@ def test_the_papers_numbers_stand_beside_the_measured(tmp_path):
     assert sum(row[1] == "*not run*" for row in table) == 3
 
 
+def test_the_papers_share_and_threshold_are_measured_rows_too(tmp_path):
+    own = "fixed_threshold:threshold=0.5,label=t,quantile:frozen=0.937,random:frozen=0.937,label=r"
+    others = "quantile:frozen=0.937,largest=true,fixed_threshold:threshold=0.4"
+    write_study(tmp_path / "one", f"none,kde_otsu,random,{own},{others}", seeds=1)
+    table = rows(filled(tmp_path, "paper one"))
+    first = next(i for i, row in enumerate(table) if row[0].startswith("measured"))
+    labels = ["none", "kde_otsu", "random", "t", "quantile(frozen=0.937)", "r"]
+    assert [row[1].strip("`") for row in table[first:]] == labels
+
+
 def test_the_papers_table_is_that_of_its_tables_1_and_2():
     assert {name: (p.full, p.frozen_accuracy[0], p.frozen[0]) for name, p in PAPER.items()} == {
         "vgg19": (0.8812, 0.8788, 0.7968),

@@ -43,7 +43,7 @@ def test_table_json_has_runs_and_cells(tmp_path):
 def test_table_md_is_a_table_of_points(tmp_path):
     study = write_study(tmp_path, seeds=3)
     lines = markdown(study, results_of(tmp_path)).splitlines()
-    assert lines[0] == "# lenet5 on mnist, 110 epochs"
+    assert lines[0] == "# LeNet-5, MNIST, 110 epochs"
     row = next(line for line in lines if line.startswith("| kde_otsu"))
     assert row == (
         "| kde_otsu | 3 | 95.05 ± 1.00 | -0.95 ± 0.00 | +1.90 ± 0.00 | 95.15 ± 1.00 "

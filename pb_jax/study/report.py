@@ -20,7 +20,7 @@ from typing import NamedTuple
 from pb_jax.errors import UserError
 from pb_jax.files import replacing
 from pb_jax.study import record
-from pb_jax.study.paper import EPOCHS, PAPER, title
+from pb_jax.study.paper import EPOCHS, PAPER, Paper, title
 from pb_jax.study.record import Study
 from pb_jax.study.results import (
     FULL,
@@ -159,14 +159,15 @@ def _paper(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
 
 
 def _beside(measured: Measured) -> list[list[str]]:
-    """The rows of a study that answer the paper's: full training, its rule, the control."""
+    """The rows of a study that answer the paper's: full training, its rule, share and threshold.
+
+    Each with its random control, where there is one.
+    """
     rows, first = [], measured.title.rpartition(", ")[2]
-    rule = measured.cell(_RULE)
-    wanted = [
-        measured.cell(FULL),
-        rule,
-        None if rule is None else random_control(rule, measured.cells),
-    ]
+    wanted = [measured.cell(FULL)]
+    for cell in measured.cells:
+        if cell.results and (cell.label == _RULE or _is_papers(cell, PAPER[measured.network])):
+            wanted += [cell, random_control(cell, measured.cells)]
     for cell in wanted:
         if cell is None or not cell.results:
             continue
@@ -183,6 +184,16 @@ def _beside(measured: Measured) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _is_papers(cell: Cell, paper: Paper) -> bool:
+    """Whether it freezes the paper's share, or by the paper's threshold, and nothing else is set."""
+    settings = next(iter(cell.results.values())).run.settings
+    own = {key: value for key, value in settings.items() if key.startswith("freeze.")}
+    return own in (
+        {"freeze.rule": "quantile", "freeze.frozen": paper.frozen[0]},
+        {"freeze.rule": "fixed_threshold", "freeze.threshold": paper.threshold},
+    )
 
 
 def _difference_text(cell: Cell, measured: Measured) -> str:
