@@ -187,7 +187,7 @@ def _beside(measured: Measured) -> list[list[str]]:
 
 
 def _is_papers(cell: Cell, paper: Paper) -> bool:
-    """Whether it freezes the paper's share, or by the paper's threshold, and nothing else is set."""
+    """Whether it freezes the paper's share, or by its threshold, with nothing else set."""
     settings = next(iter(cell.results.values())).run.settings
     own = {key: value for key, value in settings.items() if key.startswith("freeze.")}
     return own in (
