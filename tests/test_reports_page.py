@@ -1,4 +1,5 @@
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         self.texts.append(data)
         if {"td", "th"} & set(self.open):
-            self.cells[-1][-1] += data.replace("\u2060", "")
+            self.cells[-1][-1] += data
 
     @property
     def rows(self):
@@ -102,6 +103,74 @@ def test_runs_beside_one_another(tmp_path):
     assert "layer1.0" in read.rows  # a deep network by blocks, a column for the run with a mask
     assert len(read.rows["layer1.0"]) == 4
     assert "no threshold of gradients" in read.text
+
+
+def test_bars_have_the_colour_of_their_run(tmp_path):
+    write_run(tmp_path / "full", rule="none")
+    for name in ("kde", "random"):
+        write_mask(write_run(tmp_path / name, masks=[3]))
+    names = ("full", "kde", "random")
+    page(tmp_path, **{name: tmp_path / name for name in names})
+    assert bars(tmp_path / "page.html") == {"c1", "c2"}
+    read = page(tmp_path, full=tmp_path / "full", kde=tmp_path / "kde")
+    assert bars(tmp_path / "page.html") == {"c1"}  # of each kind of leaf
+    frozen = read.text.split("Frozen weights")[-1].split("Configuration")[0]
+    assert "kde" in frozen  # which the columns do not say
+
+
+def bars(path):
+    """The classes of the bars in the table of frozen shares."""
+    return set(re.findall(r'<span class="([^"]+)"><svg', path.read_text(encoding="utf-8")))
+
+
+def test_sixteen_runs_can_be_told_apart(tmp_path):
+    runs = {f"r{i}": write_run(tmp_path / f"r{i}", masks=[3]) for i in range(16)}
+    page(tmp_path, **runs)
+    content = (tmp_path / "page.html").read_text(encoding="utf-8")
+    lines = re.findall(r'<path class="line ([^"]+)"', content)
+    assert len(lines) == 5 * 16
+    assert len(set(lines)) == 16
+    assert set(lines) == set(re.findall(r'<li><span class="swatch ([^"]+)"', content))
+
+
+def test_validation_is_said_to_be_the_test_split(tmp_path):
+    write_run(tmp_path / "a")
+    words = "validation (the test split, as in the paper)"
+    one = page(tmp_path, a=tmp_path / "a")
+    assert words in one.texts  # of the legend
+    assert f"Accuracy and loss: {words}." in one.texts
+    two = page(tmp_path, a=tmp_path / "a", b=tmp_path / "a")
+    assert f"V{words[1:]}; training: mean over the epoch's batches." in two.texts
+    assert f"Accuracy and loss: {words}." in two.texts
+
+
+def test_of_captioners_it_is_a_split_of_its_own(tmp_path):
+    write_run(tmp_path / "a")
+    records = (tmp_path / "a/metrics.jsonl").read_text().splitlines()
+    lines = [json.dumps({**json.loads(line), "val_bleu4": 0.1}) for line in records]
+    (tmp_path / "a/metrics.jsonl").write_text("\n".join(lines))
+    read = page(tmp_path, a=tmp_path / "a")
+    assert "validation split" in read.texts
+    assert "test split" not in read.text
+
+
+def test_rows_that_no_run_fills_are_left_out(tmp_path):
+    for name, date in (("a", {}), ("b", {"date": "2026-11-22"})):
+        write_run(tmp_path / name)
+        summary = {"epochs": 6, "parameters": 1, **date}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    assert not {"date", "versions"} & page(tmp_path, a=tmp_path / "a").rows.keys()
+    read = page(tmp_path, a=tmp_path / "a", b=tmp_path / "b")
+    assert "date: 2026-11-22" in read.text
+
+
+def test_numbers_of_configurations_are_short_where_they_stay_apart(tmp_path):
+    write_run(tmp_path / "a", freeze={"frozen": 0.8257126265559118, "coverage": 0.95})
+    write_run(tmp_path / "b", freeze={"frozen": 0.5, "coverage": 0.9500001})
+    read = page(tmp_path, a=tmp_path / "a", b=tmp_path / "b")
+    assert read.rows["freeze.frozen"] == ["0.8257", "0.5"]
+    assert read.rows["freeze.coverage"] == ["0.95", "0.9500001"]
+    assert "0.8257126265559118" in read.text  # among all keys
 
 
 def test_runs_that_do_not_differ(tmp_path):

@@ -64,7 +64,6 @@ def _curves(axes: Axes, run: Run, name: str, unit: float) -> None:
 
 def _validation(axes: Axes, run: Run, name: str, unit: float) -> None:
     epochs = run.curves["epoch"]
-    split = "validation split" if run.captions else "validation (the test split, as in the paper)"
     axes.plot(
         epochs,
         unit * run.curves[f"val_{name}"],
@@ -72,7 +71,7 @@ def _validation(axes: Axes, run: Run, name: str, unit: float) -> None:
         linestyle="--",
         marker="s" if epochs.size <= _MARKED_EPOCHS else None,
         markersize=4,
-        label=split,
+        label=run.validation,
     )
     axes.set_xlim(0, max(epochs.max() * 1.02, 1.1))
 

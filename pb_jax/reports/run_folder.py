@@ -140,6 +140,13 @@ class Run:
         return "val_bleu4" in self.curves
 
     @property
+    def validation(self) -> str:
+        """What its `val_` is of, as figures call it."""
+        return (
+            "validation split" if self.captions else "validation (the test split, as in the paper)"
+        )
+
+    @property
     def title(self) -> str:
         """Network and data, as figures call the run."""
         return f"{self.model} on {self.dataset}"

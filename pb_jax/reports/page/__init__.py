@@ -121,15 +121,21 @@ def _thresholds(runs: Mapping[str, Run]) -> Markup:
 
 def _frozen(runs: Mapping[str, Run]) -> Markup:
     """A table for each network, with the last mask of each run."""
-    networks: dict[tuple[str, ...], dict[Markup, Mask]] = {}
+    networks: dict[tuple[str, ...], dict[int, tuple[str, Mask]]] = {}
     for i, (name, run) in enumerate(runs.items()):
         if run.masks:
             mask = run.masks[-1]
-            networks.setdefault(mask.names, {})[tables.run_name(i, name)] = mask
+            networks.setdefault(mask.names, {})[i] = name, mask
     if not networks:
         return Markup()
     note = "Layers from the input on; where they are many, blocks. Of several masks the last."
-    return join(element("p", note), *map(tables.frozen_by_layer, networks.values()))
+    pieces = [element("p", note)]
+    for masks in networks.values():
+        if len(masks) == 1 < len(runs):  # its columns are of kinds of leaves, and do not name it
+            ((i, (name, _)),) = masks.items()
+            pieces.append(element("h3", tables.run_name(i, name)))
+        pieces.append(tables.frozen_by_layer(masks))
+    return join(*pieces)
 
 
 def _captions(folders: Mapping[str, Path]) -> Markup:

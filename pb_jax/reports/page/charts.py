@@ -15,7 +15,8 @@ from pb_jax.reports.page.markup import Markup, element
 WIDTH, HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP = 46, 8, 8
 _FLOOR = HEIGHT - 38
-_COLOURS = 8  # in style.css; more runs have them again
+_COLOURS = 8  # in style.css; the eye tells no more apart, so that further runs have a pattern too
+_PATTERNS = ("", " dashed", " dotted")
 _MOST_POINTS = 30  # of a line whose points are marked
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -112,7 +113,7 @@ class Axes:
             if drawn:
                 parts.append(f"{pen}{self.right(x)} {self.down(y)}")
             pen = "L" if drawn else "M"
-        kind = f"line {colour_of(line.colour)}{' dashed' if line.dashed else ''}"
+        kind = f"line {_look(line)}"
         self._content.append(element("path", class_=kind, d="".join(parts)))
         if line.x.size <= _MOST_POINTS:
             self.points(line)
@@ -120,7 +121,7 @@ class Axes:
     def points(self, line: Line) -> None:
         """Draw its points alone."""
         self._content += [
-            element("circle", class_=colour_of(line.colour), cx=self.right(x), cy=self.down(y), r=2)
+            element("circle", class_=_look(line), cx=self.right(x), cy=self.down(y), r=2)
             for x, y in zip(line.x, line.y, strict=True)
             if math.isfinite(x) and math.isfinite(y)
         ]
@@ -198,8 +199,17 @@ def swatch(kind: str) -> Markup:
 
 
 def colour_of(run: int) -> str:
-    """The class that has the colour of a run."""
-    return f"c{run % _COLOURS}"
+    """The classes that have the colour of a run, and the pattern of its lines.
+
+    Example:
+        >>> colour_of(3), colour_of(11), colour_of(19)
+        ('c3', 'c3 dashed', 'c3 dotted')
+    """
+    return f"c{run % _COLOURS}{_PATTERNS[run // _COLOURS % len(_PATTERNS)]}"
+
+
+def _look(line: Line) -> str:
+    return colour_of(line.colour) + " dashed" * line.dashed
 
 
 def _decades(low: float, high: float) -> range:

@@ -12,6 +12,7 @@ from pb_jax.reports.run_folder import Estimate, Mask, Run
 from pb_jax.reports.style import number, percent
 
 _EPOCHS = "epochs trained"
+_TRAINING = "training: mean over the epoch's batches"
 
 
 def curves(runs: Mapping[str, Run]) -> Markup:
@@ -32,12 +33,20 @@ def curves(runs: Mapping[str, Run]) -> Markup:
     if any(run.captions for run in runs.values()):
         charts.append(_chart(runs, ["val_bleu4"], "BLEU-4 of generated captions"))
     charts.append(_chart(runs, ["frozen_fraction"], "frozen share of the weights"))
-    entries = [(colour_of(i), name) for i, name in enumerate(runs)]
-    if not several:
-        entries = [("c0", "validation"), ("c0 dashed", "training: mean over the epoch's batches")]
+    validations = list(dict.fromkeys(run.validation for run in runs.values()))
+    if several:
+        entries = [(colour_of(i), name) for i, name in enumerate(runs)]
+        note = f"{'; '.join([*validations, _TRAINING]).capitalize()}."
+    else:
+        entries, note = [("c0", validations[0]), ("c0 dashed", _TRAINING)], ""
         if next(iter(runs.values())).masks:
             entries += [("frozen", "weights are frozen"), ("mask", "a mask is made")]
-    return element("div", key(entries), element("div", *charts, class_="charts"))
+    return element(
+        "div",
+        key(entries),
+        element("p", note, class_="quiet") if note else "",
+        element("div", *charts, class_="charts"),
+    )
 
 
 def _chart(runs: Mapping[str, Run], keys: Sequence[str], title: str) -> Markup:

@@ -32,15 +32,15 @@ def join(*pieces: object) -> Markup:
 
 
 def breakable(name: object) -> Markup:
-    """A long name, if it is no markup yet, with places where a line may end.
+    """A long name, if it is no markup yet, with places where a line may end; numbers have none.
 
     Example:
-        >>> breakable("freeze.start_epoch")
-        'freeze.<wbr>start_<wbr>epoch'
+        >>> breakable("freeze.start_epoch"), breakable("98.61 %")
+        ('freeze.<wbr>start_<wbr>epoch', '98.61 %')
     """
     if isinstance(name, Markup):
         return name
-    return Markup(re.sub(r"([_.=/-])(?=\w)", r"\1<wbr>", text(name)))
+    return Markup(re.sub(r"([_=/-]|(?<!\d)\.|\.(?!\d))(?=\w)", r"\1<wbr>", text(name)))
 
 
 def element(name: str, /, *content: object, **attributes: object) -> Markup:

@@ -28,14 +28,17 @@ def summary(runs: Mapping[str, Run]) -> Markup:
         name: [column.get(name, NOTHING) for column in columns]
         for name in dict.fromkeys(name for column in columns for name in column)
     }
+    found = {name: values for name, values in found.items() if {*values} != {NOTHING}}
     of_all = [
         name
         for name, values in found.items()
         if name in _SETTING and len(runs) > 1 and len({*values} - {NOTHING}) == 1
     ]
     note = "; ".join(f"{name}: {max(found.pop(name))}" for name in of_all)  # "-" is less
+    validations = "; ".join(dict.fromkeys(run.validation for run in runs.values()))
     return join(
         table("", [run_name(i, name) for i, name in enumerate(runs)], list(found.items())),
+        element("p", f"Accuracy and loss: {validations}.", class_="quiet"),
         element("p", f"All runs: {note}.", class_="quiet") if note else "",
     )
 
@@ -44,8 +47,12 @@ def differences(runs: Mapping[str, Run]) -> Markup:
     """The keys of the configuration in which the runs differ, with the value of each."""
     configs = [flatten(run.config) for run in runs.values()]
     keys = sorted({key for config in configs for key in config})
-    found = [(key, [value(config.get(key)) for config in configs]) for key in keys]
-    differing = [(breakable(key), values) for key, values in found if len(set(values)) > 1]
+    found = [(key, [config.get(key) for config in configs]) for key in keys]
+    differing = [
+        (breakable(key), _in_short(values))
+        for key, values in found
+        if len(set(map(value, values))) > 1
+    ]
     if not differing:
         return element("p", "The configurations are the same in every key.")
     return table("key", [run_name(i, name) for i, name in enumerate(runs)], differing)
@@ -57,29 +64,33 @@ def configuration(run: Run) -> Markup:
     return table("key", ["value"], lines)
 
 
-def frozen_by_layer(masks: Mapping[Markup, Mask]) -> Markup:
+def frozen_by_layer(masks: Mapping[int, tuple[str, Mask]]) -> Markup:
     """Frozen share of each layer, or block, from the input on; all masks are of the same leaves.
 
     Args:
-        masks: by the head of their column. A single one gets a column for each kind of leaf.
+        masks: each with the name of its run, by the run's number among all of the page. A single
+            one gets a column for each kind of leaf.
     """
-    first = next(iter(masks.values()))
+    number_of_first, (_, first) = next(iter(masks.items()))
     names = rows(first.names, _MOST_ROWS)
     labels = list(dict.fromkeys(names))
     if len(masks) == 1:
         kinds = kinds_of(first.names)
         shown = [kind for kind in KINDS if kind in kinds]
         columns = [
-            _Column(element("span", kind), first, [k == kind for k in kinds]) for kind in shown
+            _Column(element("span", kind), number_of_first, first, [k == kind for k in kinds])
+            for kind in shown
         ]
     else:
-        columns = [_Column(head, mask, [True] * len(names)) for head, mask in masks.items()]
+        everything = [True] * len(names)
+        columns = [
+            _Column(run_name(run, name), run, mask, everything)
+            for run, (name, mask) in masks.items()
+        ]
     body = []
     for label in [None, *labels]:
         members = np.array([label is None or name == label for name in names])
-        cells = [
-            column.cell(members, i if len(masks) > 1 else 0) for i, column in enumerate(columns)
-        ]
+        cells = [column.cell(members) for column in columns]
         body.append(
             (
                 "all" if label is None else breakable(label),
@@ -91,16 +102,17 @@ def frozen_by_layer(masks: Mapping[Markup, Mask]) -> Markup:
 
 class _Column(NamedTuple):
     head: Markup
+    run: int
     mask: Mask
     leaves: Sequence[bool]
 
-    def cell(self, members: np.ndarray, colour: int) -> Markup:
+    def cell(self, members: np.ndarray) -> Markup:
         members = members & np.array(self.leaves)
         size, frozen = self.mask.sizes[members].sum(), self.mask.frozen[members].sum()
-        return _share(float(frozen / size), colour) if size else element("span", NOTHING)
+        return _share(float(frozen / size), self.run) if size else element("span", NOTHING)
 
 
-def _share(share: float, colour: int) -> Markup:
+def _share(share: float, run: int) -> Markup:
     bar = element(
         "svg",
         element("rect", class_="track", width=100, height=4),
@@ -110,18 +122,30 @@ def _share(share: float, colour: int) -> Markup:
         aria_hidden="true",
     )
     return element(
-        "span", percent(share), element("span", bar, class_=colour_of(colour)), class_="share"
+        "span", percent(share), element("span", bar, class_=colour_of(run)), class_="share"
     )
 
 
 def run_name(index: int, name: str) -> Markup:
     """A run's name, with its colour."""
-    return join(swatch(colour_of(index)), "\u2060", breakable(name))  # no line ends between
+    return element("span", swatch(colour_of(index)), element("span", breakable(name)), class_="run")
 
 
 def value(content: Any) -> str:
     """A value of a configuration as text."""
     return NOTHING if content is None else json.dumps(content, ensure_ascii=False).strip('"')
+
+
+def _in_short(values: Sequence[Any]) -> list[str]:
+    """Values of several runs, numbers as everywhere on the page unless that makes them alike.
+
+    Example:
+        >>> _in_short([0.8257126265559118, 0.5, None]), _in_short([0.123456, 0.123457])
+        (['0.8257', '0.5', '-'], ['0.123456', '0.123457'])
+    """
+    short = [number(v) if isinstance(v, float) else value(v) for v in values]
+    whole = [value(v) for v in values]
+    return short if len(set(short)) == len(set(whole)) else whole
 
 
 def table(
@@ -180,8 +204,8 @@ def _facts(run: Run) -> dict[str, str]:
     if run.summary is not None:
         facts["weights"] = f"{end.get('parameters', 0):,}"
         facts["computed on"] = str(end.get("hardware", end.get("device", NOTHING)))
-        versions = end.get("versions", {})
-        facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+        versions = [f"{name} {version}" for name, version in end.get("versions", {}).items()]
+        facts["versions"] = ", ".join(versions) or NOTHING
         facts["date"] = str(end.get("date", NOTHING))
     return facts
 
