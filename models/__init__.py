@@ -4,7 +4,7 @@ from models import encoders
 from models.captioner import Captioner, DecoderState
 from models.convolution import compiler_options
 from models.host_memory import reuse_host_memory
-from models.registry import NAMES, create
+from models.registry import NAMES, create, register
 from models.torch_weights import load_torch, to_torch
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "create",
     "encoders",
     "load_torch",
+    "register",
     "reuse_host_memory",
     "to_torch",
 ]

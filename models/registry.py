@@ -1,8 +1,8 @@
 """Networks by name."""
 
 import difflib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, KeysView
+from typing import Any, Protocol, TypeVar, overload
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,14 +15,77 @@ from models.resnet110 import ResNet110
 from models.vgg19 import VGG19
 from pb_jax.errors import UserError
 
-_NETWORKS: dict[str, type[Network]] = {
+
+class Builder(Protocol):
+    """What makes a network: its class, or a function with the same arguments."""
+
+    def __call__(
+        self, num_classes: int, /, *, rngs: nnx.Rngs, dtype: DTypeLike, precision: Any
+    ) -> Network:
+        """A network in training mode; the arguments are those of `create`."""
+        ...
+
+
+_Builder = TypeVar("_Builder", bound=Builder)
+
+_NETWORKS: dict[str, Builder] = {
     "lenet5": LeNet5,
     "vgg19": VGG19,
     "resnet110": ResNet110,
     "densenet121": DenseNet121,
 }
 
-NAMES = tuple(_NETWORKS)
+_CAPTIONER = "captioner"  # what configurations call `models.Captioner`, which is made otherwise
+
+NAMES: KeysView[str] = _NETWORKS.keys()
+"""Of the networks that `create` knows: what is registered later is among them."""
+
+
+@overload
+def register(name: str) -> Callable[[_Builder], _Builder]: ...
+@overload
+def register(name: str, build: _Builder) -> _Builder: ...
+def register(name: str, build: Builder | None = None) -> Any:
+    """Make a network of your own known by name: to `create`, and as `--config.model.name`.
+
+    For `train.py`, call it in a module that the config file imports: config files themselves may
+    be read more than once.
+
+    Args:
+        name: not that of another network.
+        build: its class, or a function with the same arguments; left out, `register` decorates it.
+
+    Returns:
+        `build`; without it, the decorator.
+
+    Raises:
+        ValueError: there is a network of this name, or it is no name.
+        TypeError: `build` cannot be called.
+
+    Example:
+        >>> from models import lenet5
+        >>> @register("wide_lenet5")
+        ... class WideLeNet5(lenet5.LeNet5):
+        ...     "A network of your own."
+        >>> type(create("wide_lenet5", rngs=nnx.Rngs(0))).__name__
+        'WideLeNet5'
+        >>> register("lenet5", WideLeNet5)
+        Traceback (most recent call last):
+        ...
+        ValueError: name must not be that of another network, got 'lenet5'; there are lenet5, ...
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a string that is not empty, got {name!r}")
+    if name in _NETWORKS or name == _CAPTIONER:
+        raise ValueError(
+            f"name must not be that of another network, got {name!r}; there are {', '.join(NAMES)}"
+        )
+    if build is None:
+        return lambda build: register(name, build)
+    if not callable(build):
+        raise TypeError(f"build must be a class or a function, got {build!r}")
+    _NETWORKS[name] = build
+    return build
 
 
 def create(
@@ -67,7 +130,7 @@ def create(
     return _NETWORKS[name](num_classes, rngs=rngs, dtype=check_dtype(dtype), precision=precision)
 
 
-def unknown_name(kind: str, name: str, names: Sequence[str]) -> UserError:
+def unknown_name(kind: str, name: str, names: Collection[str]) -> UserError:
     """The error for a `kind` of network that is none of `names`.
 
     Example:
