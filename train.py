@@ -22,7 +22,8 @@ On several devices --config.mesh.data=N splits each batch over N of them, --conf
 parameter over M. Several processes, one a host, are started with the same command and
 --config.distributed=true; where JAX does not find them by itself (it does on SLURM, Open MPI, cloud
 TPUs), with --config.processes.coordinator=HOST:PORT, .count=N and .index=0 to N-1 too.
-JAX_PLATFORMS=cpu, cuda or tpu in the environment says what computes.
+JAX_PLATFORMS=cpu, cuda or tpu in the environment says what computes; with NO_COLOR=1 there the
+moving line is without colours.
 
 The same command again resumes a run that was stopped, and gives the same result as if it had not
 been; a finished run may be given more epochs. Ctrl-C and SIGTERM save the state at the step (on
@@ -343,7 +344,24 @@ def _config_file(argv: Sequence[str]) -> Path:
             if not path.is_file():
                 raise UserError(f"there is no config file {name!r}; there are {known}")
             return path
+    _look_for_config(argv[1:])
     raise UserError(f"say which experiment with --config FILE; there are {known}")
+
+
+def _look_for_config(arguments: Sequence[str]) -> None:
+    """Raise a `UserError` where `--config` seems to be there, but is misspelt or left out."""
+    from pb_jax import training
+
+    known = [f"--{flag}" for flag in ("config", "workdir", "start-from", "debug", "nodebug")]
+    for argument in arguments:
+        flag = f"--{argument.partition('=')[0].lstrip('-')}"
+        if not argument.startswith("-"):
+            path = CONFIGS / f"{Path(argument).stem}.py"
+            if argument.endswith(".py") or path.is_file():
+                meant = argument if argument.endswith(".py") else f"configs/{path.name}"
+                raise UserError(f"{argument!r} is no flag; did you mean --config {meant}?")
+        elif not flag.startswith("--config."):
+            training.check_known(flag, known, "flag")
 
 
 def _in_short(error: Exception) -> str:

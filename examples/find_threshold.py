@@ -91,12 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("threshold.png"), help="a PNG file")
     output = parser.parse_args(arguments).output
+    if not output.parent.is_dir():  # said before the training, not after it
+        print(f"error: there is no folder {output.parent}", file=sys.stderr)
+        return 2
     grads = gradients(load("digits"))
     estimate = pb_jax.estimate_threshold(grads, learning_rate=RATE)
     print(f"region [{estimate.region[0]:.3g}, {estimate.region[1]:.3g}]")
     print(f"bandwidth {estimate.bandwidth:.3g}")
     print(f"threshold {estimate.threshold:.3g}")
-    draw(grads, estimate).savefig(output, dpi=110)
+    try:
+        draw(grads, estimate).savefig(output, dpi=110, format="png")
+    except OSError as error:
+        print(f"error: cannot write {output}: {error.strerror}", file=sys.stderr)
+        return 2
     print(output)
     return 0
 

@@ -170,7 +170,7 @@ def test_load_captions(root, source, tmp_path):
 def test_unknown_name():
     with pytest.raises(DataError, match="did you mean 'flickr8k'"):
         load_captions("flickr8")
-    with pytest.raises(DataError, match="Known: flickr8k, shapes"):
+    with pytest.raises(DataError, match="; known: flickr8k, shapes"):
         load_captions("mnist")
 
 

@@ -39,7 +39,7 @@ def test_checksums_and_sizes_are_those_that_tfds_publishes():
     [
         ("mnst", "unknown dataset 'mnst'; did you mean 'mnist'"),
         ("CIFAR-10", "did you mean 'cifar10'"),
-        ("imagenet", "unknown dataset 'imagenet'; Known: mnist, fashion_mnist, cifar10, digits"),
+        ("imagenet", "unknown dataset 'imagenet'; known: mnist, fashion_mnist, cifar10, digits"),
     ],
 )
 def test_unknown_names_get_a_suggestion(name, message):

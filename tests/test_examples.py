@@ -56,6 +56,13 @@ def test_a_threshold_is_found_and_drawn(tmp_path, capsys):
     assert run("find_threshold")["main"](["--output", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
     assert "threshold 5." in capsys.readouterr().out
+    assert run("find_threshold")["main"](["--output", str(tmp_path)]) == 2
+    assert f"error: cannot write {tmp_path}: Is a directory" in capsys.readouterr().err
+
+
+def test_a_figure_without_a_folder_is_refused_at_once(tmp_path, capsys):
+    assert run("find_threshold")["main"](["--output", str(tmp_path / "nope/x.png")]) == 2
+    assert capsys.readouterr() == ("", f"error: there is no folder {tmp_path}/nope\n")
 
 
 @pytest.mark.slow

@@ -245,6 +245,9 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert "same name" in capsys.readouterr().err
     assert main([f"{tmp_path}/nowhere", runs[0]]) == 2
     assert "there is no folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "required: [NAME=]DIR" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
     (tmp_path / "report.html").mkdir()
     assert main(runs) == 2

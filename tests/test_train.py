@@ -75,6 +75,9 @@ def test_a_finished_run_says_so_and_shows_its_table(small, capsys):
     printed = capsys.readouterr().out
     assert "holds a finished run" in printed
     assert "final val accuracy" in printed
+    assert re.search(
+        r"^seconds of the epochs +[\d.]+ \(without compilation\)$", printed, re.MULTILINE
+    )
     assert str(small / "summary.json") in printed
     assert (small / "metrics.jsonl").read_text() == before
 
@@ -144,6 +147,22 @@ def test_no_config(capsys):
     assert "--config FILE; there are configs/captioner_pb.py" in capsys.readouterr().err
     assert train.main(["train.py", "--config=nowhere.py"]) == 2
     assert "there is no config file 'nowhere.py'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--confg", "configs/digits_pb.py"], "unknown flag '--confg'; did you mean '--config'?"),
+        (["-confg=configs/digits_pb.py"], "unknown flag '--confg'; did you mean '--config'?"),
+        (["--workdir", "x", "--xyzzy"], "unknown flag '--xyzzy'; known: --config, --workdir"),
+        (["mine.py"], "'mine.py' is no flag; did you mean --config mine.py?"),
+        (["digits_pb"], "'digits_pb' is no flag; did you mean --config configs/digits_pb.py?"),
+        (["--debug", "--workdir=x", "--config.epochs=1"], "say which experiment with --config"),
+    ],
+)
+def test_a_config_that_was_meant(capsys, arguments, message):
+    assert train.main(["train.py", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -321,5 +321,5 @@ def _find(name: str, known: Mapping[str, _Spec]) -> _Spec:
     if name in known:
         return known[name]
     close = difflib.get_close_matches(str(name).lower().replace("-", "_"), known, n=1)
-    suggestion = f"did you mean {close[0]!r}? " if close else ""
-    raise DataError(f"unknown dataset {name!r}; {suggestion}Known: {', '.join(known)}")
+    suggestion = f"did you mean {close[0]!r}? Known" if close else "known"
+    raise DataError(f"unknown dataset {name!r}; {suggestion}: {', '.join(known)}")

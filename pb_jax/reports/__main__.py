@@ -15,7 +15,7 @@ _RUN = "the --workdir of a run of train.py, and what it is to be called"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 after an error of the user."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments.insert(0, "page")
     return _commands().run(arguments)
 
