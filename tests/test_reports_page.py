@@ -130,7 +130,9 @@ def test_sixteen_runs_can_be_told_apart(tmp_path):
     lines = re.findall(r'<path class="line ([^"]+)"', content)
     assert len(lines) == 5 * 16
     assert len(set(lines)) == 16
-    assert set(lines) == set(re.findall(r'<li><span class="swatch ([^"]+)"', content))
+    assert set(lines) == set(
+        re.findall(r'<li><span class="named"><span class="swatch ([^"]+)"', content)
+    )
 
 
 def test_validation_is_said_to_be_the_test_split(tmp_path):
@@ -272,6 +274,8 @@ def test_names_that_tell_folders_apart(tmp_path):
     assert names("a/x/seed_0", "a/x/seed_1") == ["seed_0", "seed_1"]
     assert names("a", "a/b") == ["a", "a/b"]
     assert names("a", "a") == ["a", "a"]
+    assert names("x=0.1234567,y=1", "v1.234567") == ["x=0.1235,y=1", "v1.234567"]
+    assert names("x=0.1234567", "x=0.1234568") == ["x=0.1234567", "x=0.1234568"]
 
 
 def test_places_on_a_chart():

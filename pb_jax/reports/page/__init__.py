@@ -6,6 +6,7 @@ captions and names is text, whatever they hold.
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,9 +14,11 @@ from pathlib import Path
 from pb_jax.errors import UserError
 from pb_jax.files import replacing
 from pb_jax.reports.page import captions, figures, tables
-from pb_jax.reports.page.markup import Markup, element, join
+from pb_jax.reports.page.markup import Markup, breakable, element, join
 from pb_jax.reports.run_folder import Mask, Run, read_run
+from pb_jax.reports.style import number
 
+_LONG_NUMBER = re.compile(r"(?<![\w.])\d+\.\d{5,}(?![\w.])")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -48,12 +51,20 @@ def write_page(
 def names_of(folders: Iterable[Path]) -> list[str]:
     """What tells folders apart: of their paths what is neither their common start nor end.
 
+    Numbers in them are as short as everywhere on the page, unless that makes two names the same.
+
     Example:
-        >>> names_of([Path("runs/none/seed_0"), Path("runs/kde_otsu/seed_0")])
-        ['none', 'kde_otsu']
+        >>> names_of([Path("runs/none/seed_0"), Path("runs/frozen=0.8257126265559118/seed_0")])
+        ['none', 'frozen=0.8257']
         >>> names_of([Path("runs/digits_pb")])
         ['digits_pb']
     """
+    whole = _distinguishing(folders)
+    short = [_LONG_NUMBER.sub(lambda found: number(float(found[0])), name) for name in whole]
+    return short if len(set(short)) == len(set(whole)) else whole
+
+
+def _distinguishing(folders: Iterable[Path]) -> list[str]:
     paths = [folder.resolve().parts for folder in folders]
     if len(set(paths)) == 1:
         return [paths[0][-1]] * len(paths)
@@ -158,7 +169,11 @@ def _captions(folders: Mapping[str, Path]) -> Markup:
 
 def _configurations(runs: Mapping[str, Run]) -> Markup:
     wholes = [
-        element("details", element("summary", f"all keys of {name}"), tables.configuration(run))
+        element(
+            "details",
+            element("summary", "all keys of ", breakable(name)),
+            tables.configuration(run),
+        )
         for name, run in runs.items()
     ]
     return join(*([tables.differences(runs)] if len(runs) > 1 else []), *wholes)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from pb_jax.reports.page.markup import Markup, element
+from pb_jax.reports.page.markup import Markup, breakable, element
 
 WIDTH, HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP = 46, 8, 8
@@ -189,13 +189,14 @@ def extent(values: Iterable[np.ndarray], margin: float = 0.04) -> tuple[float, f
 
 def key(entries: Sequence[tuple[str, str]]) -> Markup:
     """What colours mean: (class, label) each."""
-    items = [element("li", swatch(kind), label) for kind, label in entries]
+    items = [element("li", named(kind, label)) for kind, label in entries]
     return element("ul", *items, class_="key")
 
 
-def swatch(kind: str) -> Markup:
-    """A patch of colour."""
-    return element("span", class_=f"swatch {kind}")
+def named(kind: str, label: str) -> Markup:
+    """A patch of colour, and beside it what it means; no line ends between them."""
+    patch = element("span", class_=f"swatch {kind}")
+    return element("span", patch, element("span", breakable(label)), class_="named")
 
 
 def colour_of(run: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pb_jax.reports.leaves import KINDS, kinds_of, rows
-from pb_jax.reports.page.charts import colour_of, swatch
+from pb_jax.reports.page.charts import colour_of, named
 from pb_jax.reports.page.markup import Markup, breakable, element, join
 from pb_jax.reports.run_folder import Mask, Run
 from pb_jax.reports.style import number, percent
@@ -128,7 +128,7 @@ def _share(share: float, run: int) -> Markup:
 
 def run_name(index: int, name: str) -> Markup:
     """A run's name, with its colour."""
-    return element("span", swatch(colour_of(index)), element("span", breakable(name)), class_="run")
+    return named(colour_of(index), name)
 
 
 def value(content: Any) -> str:
