@@ -3,10 +3,16 @@
   python -m examples.finetune_vgg19 --weights vgg19.safetensors
   python -m examples.finetune_vgg19 --weights vgg19.safetensors --dataset cifar10 --source DIR
 
-The weights are those of kuangliu/pytorch-cifar's VGG19 by their names there. The gradients of one
-batch at the loaded weights decide what trains: there is no full training first, and optimizer state
-for all weights is never made. The digits need no download; they are set in 32 x 32 pixels and three
-equal colours.
+The weights are those of kuangliu/pytorch-cifar's VGG19 by their names there. PyTorch's own files
+are pickles, which are not read here; where PyTorch is, this makes the file:
+
+  import torch, safetensors.torch
+  state = torch.load("ckpt.pth", map_location="cpu", weights_only=True)["net"]
+  safetensors.torch.save_file(state, "vgg19.safetensors")
+
+The gradients of one batch at the loaded weights decide what trains: there is no full training
+first, and optimizer state for all weights is never made. The digits need no download; they are set
+in 32 x 32 pixels and three equal colours.
 """
 
 import argparse

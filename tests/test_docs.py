@@ -57,8 +57,17 @@ def weights_of_pytorch():
     torch.save({"features.0.weight": torch.zeros(2)}, "vgg19.pth")
 
 
+def checkpoint_of_pytorch():
+    torch = pytest.importorskip("torch")
+    torch.save({"net": {"features.0.weight": torch.zeros(2)}, "acc": 93.0}, "ckpt.pth")
+
+
 # What a reader has at hand where a page begins.
-AT_HAND = {"checkpoints": exported_weights, "captioner": weights_of_pytorch}
+AT_HAND = {
+    "checkpoints": exported_weights,
+    "captioner": weights_of_pytorch,
+    "examples": checkpoint_of_pytorch,
+}
 
 
 SLOW = {"guide"}
