@@ -1,8 +1,7 @@
 """A rule of your own: `python -m examples.custom_rule`.
 
-A rule is a pure function of gradients and parameters that returns a `Selection`. Where other scores
-than gradients are to be ranked, a rule that is there does the rest; where another decision is to be
-made, a mask of it is all that is needed.
+A rule is a pure function of gradients and parameters that returns a `Selection`. To rank other
+scores, hand them to an existing rule; to decide differently, return your own mask.
 """
 
 from typing import Any
