@@ -36,7 +36,11 @@ def check_number(
     if isinstance(value, Tracer):
         return
     bounds = [("above", above), ("below", below), ("at least", least), ("at most", most)]
-    limits = " and ".join(f"{word} {limit:g}" for word, limit in bounds if limit is not None)
+    limits = " and ".join(
+        f"{word} {limit}" if isinstance(limit, int) else f"{word} {limit:g}"
+        for word, limit in bounds
+        if limit is not None
+    )
     allowed = f"{name} must be a {'whole ' if whole else ''}number {limits}, got {value!r}"
     if isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
         value = value.item()

@@ -101,7 +101,7 @@ def compact(
         return CompactState(packed, indices, inner.init(entries.take("params", params, by=pick)))
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any):
-        entries = Entries(state.mask, state.indices)
+        entries = _entries(state)
         taken, inner_state = _update(inner, entries, updates, state, params, extra_args)
         return entries.put(taken, updates), state._replace(inner_state=inner_state)
 
@@ -141,7 +141,7 @@ def apply_compact(
         Array([0.5, 1. , 0.5], dtype=float32)
     """
     inner = as_transformation(inner)
-    entries = Entries(state.mask, state.indices)
+    entries = _entries(state)
     taken, inner_state = _update(inner, entries, grads, state, params, extra_args)
     return entries.add(params, taken), state._replace(inner_state=inner_state)
 
@@ -186,7 +186,7 @@ def compact_gradients(grads: Any, state: CompactState) -> Any:
         (1,)
         >>> params, state = pb_jax.apply_compact(inner, grads, state, params)
     """
-    return Entries(state.mask, state.indices).take("grads", grads, taken=True)
+    return _entries(state).take("grads", grads, taken=True)
 
 
 def compact_state(
@@ -259,7 +259,7 @@ def expand_state(inner: optax.GradientTransformation, state: CompactState, param
         See `compact_state`.
     """
     inner = as_transformation(inner)
-    entries, shapes = Entries(state.mask, state.indices), _shapes(params)
+    entries, shapes = _entries(state), _shapes(params)
     entries.check_shapes("params", shapes)
     layout = _Layout(inner, entries, shapes)
     layout.check("state.inner_state", state.inner_state, layout.compact)
@@ -275,6 +275,16 @@ def expand_state(inner: optax.GradientTransformation, state: CompactState, param
         return place(fresh.astype(known[path].dtype), where, known[path], leading)
 
     return jax.tree_util.tree_map_with_path(fill, inner.init(params))
+
+
+def _entries(state: Any) -> Entries:
+    """What a state says of the mask; a TypeError where it is of another transformation."""
+    if not isinstance(state, CompactState):
+        raise TypeError(
+            "state must be a CompactState, as compact(inner, mask).init makes it, "
+            f"got {type(state).__name__}"
+        )
+    return Entries(state.mask, state.indices)
 
 
 def _update(

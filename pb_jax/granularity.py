@@ -11,7 +11,7 @@ from jax import Array
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice
-from pb_jax.rules import RandomRule, Rule, Selection, on_devices
+from pb_jax.rules import RandomRule, Rule, Selection, check_rule, on_devices
 from pb_jax.sharding import alike
 
 GRANULARITIES = ("element", "channel", "leaf")
@@ -67,8 +67,7 @@ def by_group(rule: Rule, granularity: str = "channel") -> Rule:
         [ True False]
     """
     check_choice("granularity", granularity, GRANULARITIES)
-    if not callable(rule):
-        raise TypeError(f"rule must be callable, as pb_jax.kde_otsu() is, got {rule!r}")
+    check_rule(rule)
     if granularity == "element":
         return rule
     if isinstance(rule, RandomRule):

@@ -104,7 +104,11 @@ def mask_summary(mask: Any) -> MaskSummary:
         all           4            2   50.00%
     """
     _check_bool_arrays(mask)
-    named = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(mask)}
+    named: dict[str, Array] = {}
+    for path, leaf in jax.tree.leaves_with_path(mask):
+        name = leaf_name(path)
+        # {"a.b": ...} and {"a": {"b": ...}} have the same name.
+        named[jax.tree_util.keystr(path) if name in named else name] = leaf
     trainable = jax.device_get(
         {name: jnp.sum(leaf, dtype=jnp.int32) for name, leaf in named.items()}
     )
@@ -209,6 +213,28 @@ def unpack_mask(packed: Any) -> Any:
 
 def _pack(leaf: Array) -> Array:
     return jnp.packbits(leaf.ravel())
+
+
+def check_alike(name: str, tree: Any, other: str, like: Any) -> None:
+    """Raise a ValueError where `tree` has not the structure and the shapes of `like`.
+
+    >>> check_alike("updates", {"w": jnp.ones(2)}, "the mask", {"w": jnp.ones(3)})
+    Traceback (most recent call last):
+    ...
+    ValueError: updates must have the shape of the mask, (3,) at w, got (2,)
+    """
+    found, wanted = jax.tree.structure(tree), jax.tree.structure(like)
+    if found != wanted:
+        raise ValueError(f"{name} must have the structure of {other}, {wanted}, got {found}")
+    for (path, one), leaf in zip(
+        jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True
+    ):
+        if jnp.shape(leaf) != jnp.shape(one):
+            where = leaf_name(path)
+            raise ValueError(
+                f"{name} must have the shape of {other}, {jnp.shape(one)}"
+                f"{f' at {where}' if where else ''}, got {jnp.shape(leaf)}"
+            )
 
 
 def _check_bool_arrays(mask: Any) -> None:

@@ -6,6 +6,7 @@ so it may run inside a jitted training step. Write your own the same way.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +17,7 @@ from jax.typing import ArrayLike
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
+from pb_jax.masks import check_alike
 from pb_jax.sharding import alike, automatically, here
 from pb_jax.threshold import ThresholdEstimate, check_estimate, estimate_groups, in_units
 
@@ -27,9 +29,9 @@ class Selection(NamedTuple):
 
     Attributes:
         mask: pytree like the gradients, bool arrays of their shapes: True trains, False is frozen.
-        threshold: float scalar, the score up to which weights are frozen (from which on, where the
-            largest are), in the rule's units; NaN where there is none. With scope "leaf" a pytree
-            like the gradients, a scalar a leaf.
+        threshold: float32 scalar, the score up to which weights are frozen (from which on, where
+            the largest are), in the rule's units; NaN where there is none. With scope "leaf" a
+            pytree like the gradients, a scalar a leaf.
         estimate: how `kde_otsu` with scope "global" came to it; None for the other rules.
     """
 
@@ -44,6 +46,32 @@ class Rule(Protocol):
     def __call__(self, grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         """Choose the weights that go on training."""
         ...
+
+
+def check_rule(rule: Any) -> None:
+    """Raise a TypeError where `rule` cannot be called as a `Rule` is.
+
+    >>> check_rule(quantile)
+    Traceback (most recent call last):
+    ...
+    TypeError: rule must be called as rule(grads, params, key=key), which pb_jax.quantile is not: \
+write pb_jax.quantile(...)
+    """
+    if not callable(rule):
+        raise TypeError(f"rule must be callable, as pb_jax.kde_otsu() is, got {rule!r}")
+    try:
+        signature = inspect.signature(rule)
+    except ValueError:  # something built in, which has none
+        return
+    try:
+        signature.bind(None, None, key=None)
+    except TypeError as error:
+        made_by = getattr(rule, "__module__", None) == __name__
+        named = f"pb_jax.{rule.__name__}" if made_by else repr(rule)  # pyright: ignore[reportAttributeAccessIssue]
+        remedy = f": write {named}(...)" if made_by else f": {error}"
+        raise TypeError(
+            f"rule must be called as rule(grads, params, key=key), which {named} is not{remedy}"
+        ) from None
 
 
 def on_devices(rule: Rule) -> Rule:
@@ -239,7 +267,8 @@ def weight_magnitude(frozen: float, scope: str = "global") -> Rule:
         scope: "global" or "leaf".
 
     Raises:
-        ValueError: for an argument out of range; and, by the rule, where params is None.
+        ValueError: for an argument out of range; and, by the rule, where params is None, or has
+            not the structure, the shapes and the kinds of the gradients.
 
     Example:
         >>> import jax.numpy as jnp, pb_jax
@@ -257,7 +286,19 @@ def weight_magnitude(frozen: float, scope: str = "global") -> Rule:
             raise ValueError(
                 "weight_magnitude needs params, got None: update(grads, state, params)"
             )
-        values = mag.magnitudes(params)
+        check_alike("params", params, "the gradients", grads)
+        # What counts is decided by the gradients, as everywhere.
+        judged = [
+            param
+            for grad, param in zip(jax.tree.leaves(grads), jax.tree.leaves(params), strict=True)
+            if mag.is_inexact(grad)
+        ]
+        if whole := [param for param in judged if not mag.is_inexact(param)]:
+            raise ValueError(
+                "params must be floating-point where the gradients are, "
+                f"got {jnp.result_type(whole[0])}"
+            )
+        values = mag.magnitudes(judged)
         mask, threshold = _judged(values, _limits(mag.smallest, values, frozen, scope))
         return _selection(grads, mask, threshold, scope)
 

@@ -11,11 +11,12 @@ from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
-from pb_jax.masks import leaf_name
-from pb_jax.rules import Rule, kde_otsu
+from pb_jax.masks import check_alike, leaf_name
+from pb_jax.rules import Rule, check_rule, kde_otsu
 from pb_jax.sharding import alike
 
 FREEZE_MODES = ("updates", "gradients")
+_LAST_STEP = 2**31 - 1  # steps are counted in int32
 
 
 class PartialBackpropState(NamedTuple):
@@ -114,19 +115,20 @@ def partial_backprop(
     """
     inner = as_transformation(inner)
     rule = kde_otsu() if rule is None else rule
-    if not callable(rule):
-        raise TypeError(f"rule must be callable, as pb_jax.kde_otsu() is, got {rule!r}")
-    check_number("start_step", start_step, whole=True, least=0)
+    check_rule(rule)
+    check_number("start_step", start_step, whole=True, least=0, most=_LAST_STEP)
     if refresh_every is not None:
-        check_number("refresh_every", refresh_every, whole=True, least=1)
+        check_number("refresh_every", refresh_every, whole=True, least=1, most=_LAST_STEP)
     if stop_step is not None:
         start = 0 if isinstance(start_step, Tracer) else start_step
-        check_number("stop_step", stop_step, whole=True, above=start)
+        check_number("stop_step", stop_step, whole=True, above=start, most=_LAST_STEP)
     check_choice("freeze", freeze, FREEZE_MODES)
 
     def choose(count: Array, grads: Any, params: Any) -> tuple[Any, Any]:
         key = jax.random.key(seed) if jnp.ndim(seed) == 0 and not _is_key(seed) else seed
         selection = rule(grads, params, key=jax.random.fold_in(key, count))
+        check_alike("the rule's mask", selection.mask, "the updates", grads)
+        check_bool(selection.mask)
         return selection.mask, selection.threshold
 
     def init_fn(params: Any) -> PartialBackpropState:
@@ -148,8 +150,8 @@ def partial_backprop(
     ) -> tuple[Any, PartialBackpropState]:
         count: Array = state.count
         seen = updates if rule_updates is None else rule_updates
-        _check_alike("updates", updates, state.mask)
-        _check_alike("rule_updates", seen, state.mask)
+        check_alike("updates", updates, "the mask", state.mask)
+        check_alike("rule_updates", seen, "the mask", state.mask)
         since = count - start_step
         due = since == 0 if refresh_every is None else (since >= 0) & (since % refresh_every == 0)
         event = due.astype(jnp.int32)
@@ -209,7 +211,7 @@ def freeze_elements(
         return FreezeElementsState(_fitted(mask, params), inner.init(params))
 
     def update_fn(updates: Any, state: Any, params: Any = None, **extra_args: Any):
-        _check_alike("updates", updates, state.mask)
+        check_alike("updates", updates, "the mask", state.mask)
         updates = _where(state.mask, updates, 0.0)
         updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         return _where(state.mask, updates, -0.0), FreezeElementsState(state.mask, inner_state)
@@ -244,7 +246,7 @@ def multiply_by_mask(mask: Any) -> optax.GradientTransformation:
 
     def update_fn(updates: Any, state: Any, params: Any = None):
         del params
-        _check_alike("updates", updates, state.mask)
+        check_alike("updates", updates, "the mask", state.mask)
         return _where(state.mask, updates, -0.0), state
 
     return optax.GradientTransformation(init_fn, update_fn)
@@ -278,22 +280,6 @@ def _where(mask: Any, updates: Any, frozen: float) -> Any:
         return jnp.where(trains, update, jnp.asarray(frozen, jnp.result_type(update)))
 
     return jax.tree.map(one, updates, mask)
-
-
-def _check_alike(name: str, tree: Any, mask: Any) -> None:
-    """Raise a ValueError where `tree` has not the structure and the shapes of the mask."""
-    found, wanted = jax.tree.structure(tree), jax.tree.structure(mask)
-    if found != wanted:
-        raise ValueError(f"{name} must have the structure of the mask, {wanted}, got {found}")
-    for (path, trains), leaf in zip(
-        jax.tree.leaves_with_path(mask), jax.tree.leaves(tree), strict=True
-    ):
-        if jnp.shape(leaf) != jnp.shape(trains):
-            where = leaf_name(path)
-            raise ValueError(
-                f"{name} must have the mask's shape {jnp.shape(trains)}"
-                f"{f' at {where}' if where else ''}, got {jnp.shape(leaf)}"
-            )
 
 
 def check_bool(mask: Any) -> None:

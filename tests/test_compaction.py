@@ -510,6 +510,8 @@ def test_trees_that_do_not_fit_the_state():
     inner = optax.sgd(0.1, momentum=0.9)
     tx = pb_jax.compact(inner, mask, check=False)
     state = tx.init(params)
+    with pytest.raises(TypeError, match=r"state must be a CompactState, .* got tuple"):
+        pb_jax.apply_compact(optax.sgd(0.1), params, (), params)
     with pytest.raises(ValueError, match="updates must have the structure of the mask"):
         tx.update({"a": params["a"]}, state)
     with pytest.raises(ValueError, match=r"updates must have the mask's shape \(3,\) at a, got"):

@@ -73,3 +73,10 @@ def test_fractions_count_in_integers():
     n = 2**24 + 3
     assert float(pb_jax.zero_gradient_fraction(jnp.zeros(n, jnp.bfloat16))) == 1.0
     assert float(pb_jax.frozen_fraction(jnp.zeros(n, bool))) == 1.0
+
+
+def test_leaves_of_one_name_are_all_counted():
+    mask = {"a.b": jnp.ones(2, bool), "a": {"b": jnp.zeros(3, bool)}}
+    summary = pb_jax.mask_summary(mask)
+    assert (summary.size, summary.trainable) == (5, 2)
+    assert {name: leaf.size for name, leaf in summary.leaves.items()} == {"a.b": 3, "['a.b']": 2}

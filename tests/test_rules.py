@@ -197,6 +197,29 @@ def test_weight_magnitude_looks_at_the_weights(tree):
         pb_jax.weight_magnitude(0.6)(grads)
 
 
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"a": jnp.ones(3)}, "params must have the structure of the gradients"),
+        ({"x": jnp.ones(3), "y": jnp.ones(2)}, "params must have the structure of the gradients"),
+        ({"a": jnp.ones(3), "b": jnp.ones(3)}, r"shape of the gradients, \(2,\) at b, got \(3,\)"),
+        ({"a": jnp.ones(3, int), "b": jnp.ones(2)}, "params must be floating-point where the grad"),
+    ],
+)
+def test_the_weights_must_be_those_of_the_gradients(params, message):
+    grads = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=message):
+        pb_jax.weight_magnitude(0.5)(grads, params)
+
+
+def test_weights_without_a_gradient_to_compare_do_not_count():
+    grads = {"a": jnp.ones(3), "b": jnp.ones(2, int)}
+    params = {"a": jnp.array([1.0, 2.0, 3.0]), "b": jnp.array([9.0, 9.0])}
+    mask = pb_jax.weight_magnitude(1 / 3)(grads, params).mask
+    assert mask["a"].tolist() == [False, True, True]
+    assert mask["b"].all()
+
+
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("empty", [{}, (None,), {"steps": np.arange(3)}], ids=str)
 def test_a_tree_without_weights(name, empty):

@@ -418,7 +418,14 @@ def test_nothing_is_frozen_by_rule_none():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"start_step": -1}, ValueError, "start_step must be a whole number at least 0, got -1"),
+        (
+            {"start_step": -1},
+            ValueError,
+            "start_step must be a whole number at least 0 and .* got -1",
+        ),
+        ({"start_step": 2**40}, ValueError, "at most 2147483647, got 1099511627776"),
+        ({"rule": pb_jax.kde_otsu}, TypeError, r"write pb_jax\.kde_otsu\(\.\.\.\)"),
+        ({"rule": lambda grads: grads}, TypeError, r"rule must be called as rule\(grads, params"),
         ({"start_step": 1.5}, TypeError, "start_step"),
         ({"refresh_every": 0}, ValueError, "refresh_every must be a whole number at least 1"),
         ({"start_step": 5, "stop_step": 5}, ValueError, "stop_step must be a whole number above 5"),
@@ -429,6 +436,27 @@ def test_nothing_is_frozen_by_rule_none():
 def test_wrong_arguments_are_named(options, error, message):
     with pytest.raises(error, match=message):
         pb_jax.partial_backprop(optax.sgd(0.1), **options)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        (
+            jnp.ones(2, bool),
+            ValueError,
+            r"the rule's mask must have the shape of the updates, \(3,\)",
+        ),
+        ([jnp.ones(3, bool)], ValueError, "the rule's mask must have the structure of the updates"),
+        (jnp.ones(3), TypeError, "mask must be bool, got float32"),
+    ],
+)
+def test_a_rule_that_returns_no_mask_is_said(mask, error, message):
+    def rule(grads, params=None, *, key=None):
+        return pb_jax.Selection(mask, jnp.float32(0))
+
+    tx = pb_jax.partial_backprop(optax.sgd(0.1), rule)
+    with pytest.raises(error, match=message):
+        tx.init(jnp.ones(3))
 
 
 def test_an_optimizer_that_is_none():
