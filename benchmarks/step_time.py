@@ -200,7 +200,7 @@ def main() -> int:
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := set(names) - set(models.NAMES):
-        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {models.NAMES}")
+        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {', '.join(models.NAMES)}")
     if jax.default_backend() != "cpu":
         raise UserError("step_time measures the CPU: set JAX_PLATFORMS=cpu")
     print(
