@@ -200,7 +200,8 @@ def main() -> int:
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := set(names) - set(models.NAMES):
-        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {', '.join(models.NAMES)}")
+        known = ", ".join(models.NAMES)
+        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {known}")
     if jax.default_backend() != "cpu":
         raise UserError("step_time measures the CPU: set JAX_PLATFORMS=cpu")
     print(
