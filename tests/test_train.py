@@ -234,6 +234,21 @@ def test_stopped_by_a_signal(tmp_path, number, status):
 
 
 @pytest.mark.slow
+def test_on_several_devices_the_curve_is_that_of_one(tmp_path):
+    """The flags that a user types; `tests/test_training_mesh.py` looks at what they do."""
+    meshes = {"1x1": [], "8x1": ["--config.mesh.data=8"]}
+    meshes["4x2"] = ["--config.mesh.data=4", "--config.mesh.fsdp=2"]
+    for name, flags in meshes.items():
+        assert run(tmp_path / name, *SMALL, "--config.batch_size=40", *flags) == 0
+    one, *others = (metrics.read(tmp_path / name / "metrics.jsonl") for name in meshes)
+    for records in others:
+        for found, wanted in zip(records, one, strict=True):
+            assert found["frozen_fraction"] == wanted["frozen_fraction"]
+            for key in ("train_loss", "val_loss"):
+                assert found[key] == pytest.approx(wanted[key], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_the_quickstart(tmp_path):
     """The command of the README, as a user types it."""
     command = [sys.executable, "train.py", "--config", DIGITS, "--workdir", str(tmp_path)]
