@@ -4,6 +4,7 @@
     python -m tests.matrix --quick         what CI runs: the library, oldest and newest
     python -m tests.matrix newest-train    some of the environments
     python -m tests.matrix size-cuda13     what an extra installs, no tests; not in "everything"
+    python -m tests.matrix newest --python python3.12    newer Pythons get newer versions of jax
 
 Builds the sdist, from it the wheel, and for each environment a virtual environment with the wheel,
 in which the tests that belong there and an example run without the sources. With the newest
@@ -82,10 +83,13 @@ def _run(options: argparse.Namespace) -> int:
         wheel = build(folder)
         for name in names:
             begun = time.monotonic()
-            rows[name] = try_out(folder, wheel, name, known[name], quick=options.quick)
+            rows[name] = try_out(
+                folder, wheel, name, known[name], base=options.python, quick=options.quick
+            )
             rows[name]["seconds"] = round(time.monotonic() - begun)
             versions = ", ".join(f"{k} {v}" for k, v in rows[name]["versions"].items())
-            print(f"{name}: {rows[name]['outcome']} ({versions})", flush=True)
+            python = f"Python {rows[name]['python']}"
+            print(f"{name}: {rows[name]['outcome']} ({python}, {versions})", flush=True)
     if options.json:
         write_json(options.json, {"wheel": wheel.name, "environments": rows})
         print(f"written: {options.json}")
@@ -107,12 +111,12 @@ def build(folder: Path) -> Path:
 
 
 def try_out(
-    folder: Path, wheel: Path, name: str, environment: Environment, *, quick: bool
+    folder: Path, wheel: Path, name: str, environment: Environment, *, base: str, quick: bool
 ) -> dict[str, Any]:
-    """Install the wheel into a new virtual environment and run the tests there."""
+    """Install the wheel into a new virtual environment of `base` and run the tests there."""
     place = folder / name
     python = str(place / "venv/bin/python")
-    _checked([sys.executable, "-m", "venv", str(place / "venv")])
+    _checked([base, "-m", "venv", str(place / "venv")])
     extra = f"[{environment.extra}]" if environment.extra else ""
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _checked([*install, f"pb_jax{extra} @ {wheel.as_uri()}", *environment.pins])
@@ -176,7 +180,10 @@ def _python_version(python: str) -> str:
 
 
 def _checked(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode:
         said = (done.stdout + done.stderr)[-3000:]
         raise UserError(f"this failed:\n  {' '.join(command)}\n{said}")
@@ -202,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"environments; default: {', '.join(ENVIRONMENTS)}"
     )
+    parser.add_argument("--python", default=sys.executable, help="of the environments")
     parser.add_argument("--quick", action="store_true", help="fewer environments and tests")
     parser.add_argument("--keep", metavar="DIR", type=program.path, help="a new folder to keep")
     parser.add_argument("--json", metavar="FILE", type=program.path, help="write the outcome here")
