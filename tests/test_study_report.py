@@ -97,6 +97,15 @@ def test_a_table_has_command_hardware_and_date(tmp_path):
     assert "*two: not run yet.*" in text
 
 
+def test_rows_are_some_of_a_table_compared_as_in_it(tmp_path):
+    write_study(tmp_path / "one", seeds=2)
+    whole, some = (
+        rows(filled(tmp_path, block)) for block in ("table one", "rows one random kde_otsu")
+    )
+    assert some == [whole[0], whole[3], whole[2]]
+    assert rows(filled(tmp_path, "rows two random")) == []
+
+
 def test_a_difference_is_taken_seed_by_seed(tmp_path):
     write_study(tmp_path / "one", seeds=3)
     table = rows(filled(tmp_path, "difference kde_otsu random one two", "difference a b one"))
@@ -133,6 +142,7 @@ def test_zero_gradients_are_those_of_full_training(tmp_path):
     [
         ("tables one", "'tables' is no kind of block; there are paper, table"),
         ("table", "needs one folder"),
+        ("rows one", "needs a folder and labels"),
         ("difference a one", "needs two labels and folders"),
     ],
 )

@@ -8,6 +8,7 @@ its own. What stands outside of blocks is left alone. Folders are relative to th
 | `paper` | `[NETWORK=]DIR...` | the paper's four networks beside what was measured, the random \
 control beside both |
 | `table` | `DIR` | all cells of a study, with command, hardware, date |
+| `rows` | `DIR LABEL...` | some of its cells |
 | `difference` | `LABEL LABEL DIR...` | accuracy of one cell minus another's, seed by seed |
 | `zeros` | `DIR...` | share of zero gradients in full training |
 """
@@ -212,6 +213,19 @@ def _table(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
     return [*lines, "", *cell_table(measured.results)]
 
 
+def _rows(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    if len(arguments) < 2:
+        raise UserError("a block of kind 'rows' needs a folder and labels")
+    folder, *labels = arguments
+    measured = study_at(folder)
+    if measured is None:
+        return [f"*{_title(folder)}: not run yet.*"]
+    if unknown := [label for label in labels if measured.cell(label) is None]:
+        raise UserError(f"{folder} has no finished run of {unknown[0]!r}")
+    head = f"{measured.title}; {hardware([c for c in measured.cells if c.label in labels])}."
+    return [head, "", *cell_table(measured.results, labels)]
+
+
 def _difference(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
     if len(arguments) < 3:
         raise UserError("a block of kind 'difference' needs two labels and folders")
@@ -295,6 +309,7 @@ def _shortened(study: Study) -> str:
 _KINDS: dict[str, Callable[[Sequence[str], StudyAt], list[str]]] = {
     "paper": _paper,
     "table": _table,
+    "rows": _rows,
     "difference": _difference,
     "zeros": _zeros,
 }

@@ -89,9 +89,13 @@ def markdown(study: Study, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell_table(results: Sequence[Result]) -> list[str]:
-    """The lines of a Markdown table with a row for each cell."""
+def cell_table(results: Sequence[Result], labels: Sequence[str] = ()) -> list[str]:
+    """The lines of a Markdown table with a row for each cell, or for those of some labels."""
     cells = cells_of(results)
+    shown = sorted(
+        (cell for cell in cells if not labels or cell.label in labels),
+        key=lambda cell: labels.index(cell.label) if labels else 0,
+    )
     extra = sorted(
         {
             key
@@ -113,7 +117,7 @@ def cell_table(results: Sequence[Result]) -> list[str]:
         "threshold t",
         "minutes (median epoch)",
     ]
-    return aligned(head, [_row(cell, cells, extra) for cell in cells])
+    return aligned(head, [_row(cell, cells, extra) for cell in shown])
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
