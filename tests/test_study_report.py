@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from pb_jax.errors import UserError
@@ -135,6 +136,23 @@ def test_zero_gradients_are_those_of_full_training(tmp_path):
         ["LeNet-5, MNIST, 110 epochs", "31.8", "30.0 ± 0.0", "2"],
         ["two", "", "*not run*", ""],
     ]
+
+
+def test_thresholds_are_applied_to_the_gradients_that_the_rule_saw(tmp_path):
+    study = write_study(tmp_path / "one", seeds=1)
+    run = next(run for run in study.runs if run.rule == "kde_otsu")
+    edges = np.array([0.1, 0.5, 1.0, 10.0])
+    leaves = {"leaf_zeros": [10, 0], "leaf_sizes": [60, 40]}
+    path = tmp_path / "one" / run.folder / "mask_step_9.npz"
+    np.savez(path, hist_edges=edges, hist_counts=[[20, 20, 10], [20, 10, 10]], **leaves)
+    np.savez(path.with_name("mask_step_10.npz"), hist_edges=edges)  # of a later mask
+    row = rows(filled(tmp_path, "thresholds one two"))[1]
+    assert row[:5] == ["LeNet-5, MNIST, 110 epochs, seed 0", "0.5", "93.70", "0.095", "76.0"]
+    assert row[5] == "50.0", "10 zeros and 40 of 100 weights are at most 0.5"
+    assert float(row[6]) == pytest.approx(10 ** ((93.7 - 80) / 20), abs=1e-3)
+    path.write_bytes(b"x")
+    with pytest.raises(UserError, match="is damaged"):
+        filled(tmp_path, "thresholds one")
 
 
 @pytest.mark.parametrize(

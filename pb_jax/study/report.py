@@ -11,6 +11,8 @@ control beside both |
 | `rows` | `DIR LABEL...` | some of its cells |
 | `difference` | `LABEL LABEL DIR...` | accuracy of one cell minus another's, seed by seed |
 | `zeros` | `DIR...` | share of zero gradients in full training |
+| `thresholds` | `DIR...` | what the paper's thresholds freeze of the gradients that the rule saw, \
+and which freeze the paper's shares |
 """
 
 import re
@@ -20,7 +22,7 @@ from typing import NamedTuple
 
 from pb_jax.errors import UserError
 from pb_jax.files import replacing
-from pb_jax.study import record
+from pb_jax.study import magnitude_shares, record
 from pb_jax.study.paper import EPOCHS, PAPER, Paper, title
 from pb_jax.study.record import Study
 from pb_jax.study.results import (
@@ -45,7 +47,7 @@ _RULE = "kde_otsu"
 class Measured(NamedTuple):
     """A study with what it has measured."""
 
-    folder: str
+    place: Path
     study: Study
     results: Sequence[Result]
     cells: Sequence[Cell]
@@ -108,7 +110,7 @@ def _measured(beside: Path, name: str) -> Measured | None:
         return None
     study = record.read(folder)
     results = [read_result(folder, run) for run in study.runs]
-    return Measured(name, study, results, cells_of(results))
+    return Measured(folder, study, results, cells_of(results))
 
 
 def _paper(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
@@ -286,6 +288,40 @@ def _zeros(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
     return aligned(head, rows)
 
 
+def _thresholds(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
+    head = [
+        "network",
+        "paper: t",
+        "frozen (%)",
+        "here: t of `kde_otsu`",
+        "frozen (%)",
+        "frozen by the paper's t (%)",
+        "t of the paper's share",
+    ]
+    rows = []
+    for folder in arguments:
+        measured = study_at(folder)
+        cell = None if measured is None else measured.cell(_RULE)
+        paper = None if measured is None else PAPER.get(measured.network)
+        if measured is None or cell is None or paper is None:
+            rows.append([_title(folder), *[""] * (len(head) - 2), "*not run*"])
+            continue
+        one = next(iter(cell.results.values()))
+        seen = magnitude_shares.read(measured.place / one.run.folder)
+        rows.append(
+            [
+                f"{measured.title}, seed {one.run.seed}",
+                f"{paper.threshold:g}",
+                f"{100 * paper.frozen[0]:.2f}",
+                f"{one.summary['threshold']:.3f}",
+                f"{100 * one.summary['frozen_fraction']:.1f}",
+                "" if seen is None else f"{100 * seen.at(paper.threshold):.1f}",
+                "" if seen is None else f"{seen.threshold(paper.frozen[0]):.3f}",
+            ]
+        )
+    return aligned(head, rows)
+
+
 def _title(folder: str) -> str:
     """What to call a study that has not been made."""
     network = Path(folder).name
@@ -312,4 +348,5 @@ _KINDS: dict[str, Callable[[Sequence[str], StudyAt], list[str]]] = {
     "rows": _rows,
     "difference": _difference,
     "zeros": _zeros,
+    "thresholds": _thresholds,
 }
