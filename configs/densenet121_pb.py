@@ -15,6 +15,8 @@ Hardware: a GPU or TPU for all 110 epochs.
 Expected: the paper reports 88.20 % for full training, and 87.63 % with 69.07 % of the weights
 frozen.
 The short run (seed 0, 2026-11-22): 78.0 % frozen at t = 1.05.
+Four epochs of all images (seed 0, 2026-11-23): 80.95 % in full, 81.30 % with 77.8 % frozen, 83.77 %
+with as many random weights frozen.
 """
 
 from ml_collections import ConfigDict

@@ -15,6 +15,8 @@ Hardware: a GPU or TPU for all 110 epochs.
 Expected: the paper reports 83.72 % for full training, and 82.81 % with 49.85 % of the weights
 frozen.
 The short run (seed 0, 2026-11-22): 71.5 % frozen at t = 1.28.
+Four epochs of all images (seed 0, 2026-11-23): 76.83 % in full, 74.54 % with 73.3 % frozen, 77.30 %
+with as many random weights frozen.
 """
 
 from ml_collections import ConfigDict
