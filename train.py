@@ -378,11 +378,16 @@ def main(argv: Sequence[str]) -> int:
     0: done; 1: the loss diverged; 2: something the user can mend; 3: another process of the run is
     gone; 130, 143: stopped by Ctrl-C or SIGTERM, and saved at the step if it was training.
     """
-    return program.run(
+    status = program.run(
         lambda: _main(argv),
         debug="--debug" in argv,
         stopped=f"\nstopped; this resumes it:\n  python {shlex.join(argv)}",
     )
+    if status in (1, 2):
+        from pb_jax import training
+
+        training.leave()
+    return status
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ nobody who would answer it.
 
 import argparse
 import codecs
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -67,12 +69,18 @@ def run(
 
 
 def end(status: int) -> NoReturn:
-    """End the process; at once where an orderly end would wait for others: threads, processes."""
-    if status in (LEFT_ALONE, INTERRUPTED, TERMINATED):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    """End the process; after an error at once: an orderly end would wait for others.
+
+    These are threads, such as those of orbax, which wait minutes for a write that has failed; and
+    other processes, which may be gone.
+    """
+    if status:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(status)
-    sys.exit(status)
+    sys.exit()
 
 
 def interrupt_quietly() -> None:
