@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,6 +162,45 @@ def test_when_one_dies_the_others_end_and_the_run_is_resumed(tmp_path, undisturb
         alone(workdir, devices=3, **{"mesh.data": 3})
     assert "resuming after epoch" in log_of(workdir, 0).read_text()
     assert_same_curve(undisturbed, workdir, EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A run of two processes that each have a part of each parameter."""
+    workdir = tmp_path_factory.mktemp("divided") / "run"
+    with two(workdir, devices=1, **DIVIDED) as running:
+        assert [process.wait(600) for process in running] == [0, 0], log_of(workdir, 0).read_text()
+    return workdir
+
+
+DIVIDED = {"mesh.data": 1, "mesh.fsdp": 2, "epochs": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_checkpoint_of_two_processes(tmp_path, divided, damage):
+    """Both go on from the one before: none reads what is damaged, none waits for the other."""
+    workdir = shutil.copytree(divided, tmp_path / "run")
+    latest = workdir / "checkpoints" / "4"
+    largest = max(
+        (path for path in (latest / "state").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text("[]")
+    (workdir / "summary.json").unlink()
+    with two(workdir, devices=1, **DIVIDED) as running:
+        assert [process.wait(300) for process in running] == [0, 0], log_of(workdir, 0).read_text()
+    said = log_of(workdir, 0).read_text()
+    assert "its checksum differs" in said
+    assert "going on from the one before, of epoch 3" in said
+    assert (workdir / "checkpoints_damaged" / "4").is_dir()
+    assert_same_curve(divided, workdir, 4)
 
 
 @pytest.mark.slow
