@@ -148,6 +148,28 @@ def test_metrics_of_another_kind(saved, tmp_path, place):
     assert found[1]["epoch"] == 2
 
 
+@pytest.mark.parametrize("damage", [flip, cut, lambda *_: None])
+def test_a_damaged_file_of_a_checkpoint_of_several_processes(saved, tmp_path, damage):
+    """Arrays of which each has a part have no checksum, but all files have one."""
+    kept, state = saved
+    rng = random.Random(0)
+    for number in range(5):
+        folder = shutil.copytree(kept, tmp_path / str(number))
+        (folder / "2" / "checksums" / "metadata").write_text("{}")
+        stored.sum_files(folder / "2")
+        stored.check_files(folder / "2")
+        damaged = rng.choice(sorted(p for p in (folder / "2" / "state").rglob("*") if p.is_file()))
+        content = damage(damaged.read_bytes(), rng)
+        damaged.write_bytes(content) if content is not None else damaged.unlink()
+        with pytest.raises(UserError, match="is not what was saved: its checksum differs"):
+            read_arrays(folder, 2)
+        said = []
+        checkpoints = Checkpoints(folder, warn=said.append)
+        assert checkpoints.restore(state)[1]["epoch"] == 1
+        checkpoints.close()
+        assert "its checksum differs" in said[0]
+
+
 def test_older_checkpoints_have_no_checksums(saved, tmp_path):
     kept, state = saved
     folder = shutil.copytree(kept, tmp_path / "c")
@@ -220,6 +242,44 @@ def test_events_that_cannot_be_written(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
     metrics.TensorBoard(tmp_path, 1).close()  # in the same second
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EISDIR, errno.EEXIST])
+def test_what_may_not_be_written_is_said(tmp_path, number):
+    """Of the run's own files; elsewhere it may be a defect."""
+    message = f"cannot read or write {tmp_path}/it: {os.strerror(number)}\nWhen that is mended"
+    with pytest.raises(UserError, match=message), exclusive(tmp_path):
+        raise OSError(number, os.strerror(number), f"{tmp_path}/.it.1.part", None, f"{tmp_path}/it")
+    with pytest.raises(OSError, match=os.strerror(number)), exclusive(tmp_path):
+        raise OSError(number, os.strerror(number), f"{tmp_path}_2/it")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder, where a file is to be"):
+        with exclusive(tmp_path):
+            pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "figures"])
+def test_a_file_in_the_place_of_a_folder(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"{name} is a file, where a folder is to be"):
+        with exclusive(tmp_path):
+            pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with exclusive(tmp_path):
+        said = capsys.readouterr().err
+    assert said.startswith(f"WARNING: {tmp_path} cannot be locked ({os.strerror(number)})")
+    assert said.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -330,6 +390,28 @@ def test_a_full_disk(whole, tmp_path, small_disk, limit):
     done = train(tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, tmp_path / "run", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write all")
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [(".", 0o555), ("tensorboard", 0o555), ("checkpoints", 0o555), ("checkpoints/3", 0o000)],
+)
+def test_a_run_that_may_not_be_written(whole, tmp_path, place, mode):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    path = workdir / place
+    path.chmod(mode)
+    try:
+        done = train(workdir, "--config.epochs=4", user=True, timeout=200)
+    finally:
+        path.chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    said, remedy = done.stderr.splitlines()
+    assert said.startswith(f"error: cannot read or write {path}")
+    assert said.endswith("Permission denied")
+    assert remedy == "When that is mended, the same again goes on."
+    assert len(lines(workdir)) == 3
 
 
 # ----------------------------------------------------------------------------------------------
