@@ -217,6 +217,34 @@ def test_processes_with_different_configurations_end(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_others_that_never_come(index):
+    """JAX would end the process by a stack trace of C++."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    chosen = {"coordinator": f"127.0.0.1:{port}", "count": 2, "index": index}
+    script = (
+        "from pb_jax.training import processes, resolve\n"
+        "processes._PATIENCE, processes._START_WITHIN = 1, 3\n"
+        f"processes.connect(resolve({{'distributed': True, 'processes': {chosen}}}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    waiting, said, remedy = done.stderr.splitlines()
+    assert waiting == "waiting for the other processes of this run"
+    assert said.endswith("the processes do not find each other: not all have come within 3 s")
+    assert remedy.startswith("Outside of SLURM")
+
+
+@pytest.mark.slow
 def test_a_platform_that_is_not_there(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/digits_pb.py"]
     done = subprocess.run(
