@@ -122,6 +122,16 @@ def test_a_reader_that_has_gone(tmp_path):
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize(
+    "variable", ["JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION"]
+)
+def test_an_environment_that_jax_does_not_take(tmp_path, variable):
+    done = start(PROGRAMS[0], tmp_path, **{variable: "abc"})
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: JAX does not start with this environment: ")
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_an_error_does_not_wait_for_threads(tmp_path):
     """Nor is anything lost of what has been said before it."""
     (tmp_path / "script.py").write_text(

@@ -257,17 +257,17 @@ def test_what_may_not_be_written_is_said(tmp_path, number):
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
 def test_a_folder_in_the_place_of_a_file(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name} is a folder, where a file is to be"):
-        with exclusive(tmp_path):
-            pytest.fail("not reached")
+    said = pytest.raises(UserError, match=f"{name} is a folder, where a file is to be")
+    with said, exclusive(tmp_path):
+        pytest.fail("not reached")
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "figures"])
 def test_a_file_in_the_place_of_a_folder(tmp_path, name):
     (tmp_path / name).write_text("")
-    with pytest.raises(UserError, match=f"{name} is a file, where a folder is to be"):
-        with exclusive(tmp_path):
-            pytest.fail("not reached")
+    said = pytest.raises(UserError, match=f"{name} is a file, where a folder is to be")
+    with said, exclusive(tmp_path):
+        pytest.fail("not reached")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
