@@ -419,12 +419,36 @@ def test_a_run_that_may_not_be_written(whole, tmp_path, place, mode):
 # ----------------------------------------------------------------------------------------------
 
 
+def test_a_clock_that_jumps_while_it_saves(tmp_path, monkeypatch):
+    """By an hour, whenever orbax looks at it."""
+    _, state = tiny_steps()
+    rng = random.Random(0)
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + 3600))
+    for epoch in range(1, 6):
+        checkpoints.save(state, {"epoch": epoch, "val_accuracy": 0.1})
+    checkpoints.close()
+    assert stored.epochs(tmp_path) == [1, 4, 5]
+
+
+def test_what_takes_too_long_is_not_to_be_mended(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def late():
+        raise TimeoutError("ChainedFuture timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", late)
+        with pytest.raises(UserError, match=r"timed out\nThe same again goes on from"):
+            checkpoints.wait()
+    checkpoints.close()
+
+
 @pytest.mark.slow
 def test_a_clock_that_jumps(tmp_path, monkeypatch):
     """Durations come from a clock that cannot be set."""
     rng = random.Random(0)
-    most = 60  # seconds; minutes that pass so while it saves make orbax give up: an error
-    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + most))
+    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + 3600))
     tiny_fit(tmp_path, 2)
     for record in metrics.read(tmp_path / "metrics.jsonl"):
         assert 0 < record["seconds"] < 600

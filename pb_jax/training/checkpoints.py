@@ -29,7 +29,7 @@ from pb_jax.training import delta, processes, stored
 from pb_jax.training.modules import Arrays
 
 _NOTES = "_CHECKPOINT_METADATA"
-# Seconds for a checkpoint's writing. orbax reads them from a clock that may be set meanwhile.
+# Seconds for a checkpoint's writing. orbax takes them from a clock that may be set meanwhile.
 _WRITTEN_WITHIN = 7 * 24 * 3600
 
 
@@ -70,7 +70,10 @@ class Checkpoints:
             preservation_policy=policy,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
-                timeout_secs=_WRITTEN_WITHIN, post_finalization_callback=self._sum_files
+                timeout_secs=_WRITTEN_WITHIN,
+                post_finalization_callback=self._sum_files,
+                # Else threads wait for them, up to five minutes by the clock, also after an error.
+                create_directories_asynchronously=False,
             ),
         )
         if jax.process_count() > 1:  # who stumbles over them would leave the others waiting
