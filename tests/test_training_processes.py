@@ -164,6 +164,20 @@ def test_when_one_dies_the_others_end_and_the_run_is_resumed(tmp_path, undisturb
     assert_same_curve(undisturbed, workdir, EPOCHS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_one_and_the_others_follow(tmp_path, number, status):
+    workdir = tmp_path / "run"
+    with two(workdir, devices=1, epochs=500) as running:
+        deadline = time.monotonic() + 300
+        while len(lines(workdir)) < 2:
+            assert time.monotonic() < deadline, log_of(workdir, 0).read_text()
+            time.sleep(0.05)
+        running[1].send_signal(number)
+        assert running[1].wait(30) == status
+        assert running[0].wait(60) != 0
+
+
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory):
     """A run of two processes that each have a part of each parameter."""

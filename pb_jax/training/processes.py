@@ -8,6 +8,7 @@ What only the first knows, such as what a folder holds, it tells the others (`on
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -58,6 +59,7 @@ def connect(config: Mapping[str, Any]) -> None:
                 )
         except (ValueError, RuntimeError, IndexError) as error:  # the last: no port
             raise _not_found(_in_short(error)) from error
+        _hear_sigterm()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where it has no plugin for it
@@ -145,6 +147,16 @@ def peers_matter() -> Iterator[None]:
             "another process of this run has ended, or cannot be reached: "
             f"{_in_short(error)}\nStart all of them again, with the same commands, to resume"
         ) from error
+
+
+def _hear_sigterm() -> None:
+    """Put Python's handler back: JAX's service for preemptions takes the signal, and does nothing.
+
+    It tells programs that ask it; this one ends.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
