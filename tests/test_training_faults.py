@@ -77,6 +77,29 @@ def test_a_damaged_file_of_the_latest_checkpoint(saved, tmp_path, damage, item):
         gc.collect()  # what orbax's failed reads leave must not be reported: here, not anywhere
 
 
+def test_damage_is_seen_before_anything_is_read(saved, tmp_path, monkeypatch):
+    """There are changed bits for which tensorstore ends the process."""
+    kept, _ = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    path = min((folder / "2" / "state" / "d").iterdir())
+    path.write_bytes(flip(path.read_bytes(), random.Random(0)))
+    monkeypatch.setattr(
+        "orbax.checkpoint.Checkpointer.restore", lambda *_, **__: pytest.fail("was read")
+    )
+    with pytest.raises(UserError, match=r"state/d/\w+ is not what was saved"):
+        read_arrays(folder, 2)
+
+
+def test_an_array_that_is_gone(saved, tmp_path):
+    kept, _ = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    path = folder / "2" / "checksums" / "metadata"
+    path.write_text(path.read_text().replace("{", '{"params.more": 1, ', 1))
+    stored.sum_files(folder / "2")
+    with pytest.raises(UserError, match=r"params\.more is not there, but was saved"):
+        read_arrays(folder, 2)
+
+
 def test_what_failed_reads_leave_is_quiet(capfd):
     """On a terminal it would be pages of stack traces that end in nothing."""
 
@@ -105,6 +128,7 @@ def test_changed_values_are_noticed_wherever_they_are_read(saved, tmp_path):
     other.close()
     shutil.rmtree(folder / "2" / "state")
     shutil.copytree(tmp_path / "other" / "2" / "state", folder / "2" / "state")
+    stored.sum_files(folder / "2")
     with pytest.raises(UserError, match=r"params\.\S+ is not what was saved: its checksum differs"):
         read_arrays(folder, 2)
     said = []
@@ -174,6 +198,7 @@ def test_older_checkpoints_have_no_checksums(saved, tmp_path):
     kept, state = saved
     folder = shutil.copytree(kept, tmp_path / "c")
     shutil.rmtree(folder / "2" / "checksums")
+    (folder / "2" / "files.json").unlink()
     checkpoints = Checkpoints(folder)
     assert checkpoints.restore(state)[1]["epoch"] == 2
     checkpoints.close()

@@ -3,10 +3,10 @@
 A checkpoint is an orbax one, `checkpoints/EPOCH/`, of the items `state`, the training state as a
 flat dict of arrays named by their path (`params.conv1.kernel`, `opt_state.mask.conv1.kernel`),
 `record`, the epoch's line of `metrics.jsonl`, and `checksums`, against which both are held when
-they are read. Of a compact state only what trains is saved, with a fourth item, `delta`, that says
-which base holds the rest: see `pb_jax.training.delta`. Saving goes on in the background while the
-next epoch runs; a folder gets its name when all of it has been written, so a kill leaves the one
-before.
+they are read; `files.json` has the checksums of their files, which are compared before. Of a
+compact state only what trains is saved, with a fourth item, `delta`, that says which base holds the
+rest: see `pb_jax.training.delta`. Saving goes on in the background while the next epoch runs; a
+folder gets its name when all of it has been written, so a kill leaves the one before.
 
 Several processes save and read together, each its part. One that failed to read would leave the
 others waiting for it, so the first process looks at the files before, against their checksums.
@@ -206,13 +206,9 @@ class Checkpoints:
         return stored.unflat(found[stored.STATE], like), record
 
     def _sum_files(self) -> None:
-        """What orbax calls, on the first process, before a checkpoint that is whole gets its name.
-
-        One process has the checksums of all arrays, from before they were written.
-        """
-        if jax.process_count() > 1:
-            for path in self.folder.glob(f"{self._saving}.*/"):  # not yet its name
-                stored.sum_files(path)
+        """What orbax calls, on the first process, before a whole checkpoint gets its name."""
+        for path in self.folder.glob(f"{self._saving}.*/"):  # not yet its name
+            stored.sum_files(path)
 
     def _forget_notes(self) -> None:
         """Remove orbax's notes on its checkpoints, which may be damaged: it can do without."""

@@ -24,7 +24,7 @@ from pb_jax.files import read_json, write_json
 STATE, RECORD, DELTA, METRICS, SUMS = "state", "record", "delta", "metrics", "checksums"
 """Items of a checkpoint."""
 FILES = "files.json"
-"""The file, beside the items, with the checksums of their files: where several processes wrote."""
+"""The file, beside the items, with the checksums of their files."""
 INTERRUPTED = "interrupted"
 """The folder, among the checkpoints, of the one made inside an epoch."""
 
@@ -153,7 +153,9 @@ def check(checkpoint: Path, content: Mapping[str, Any]) -> None:
 
 
 def sum_files(checkpoint: Path) -> None:
-    """Write `FILES`: what `checksums` cannot tell where each process holds a part of an array.
+    """Write `FILES`, by which damage is seen before tensorstore is given what may crash it.
+
+    It covers arrays that `checksums` leaves out, too: those that several processes hold in parts.
 
     Args:
         checkpoint: folder of one that is whole, but for this.
@@ -169,8 +171,8 @@ def check_files(checkpoint: Path) -> None:
     """
     if (checkpoint / FILES).exists():
         saved, found = read_json(checkpoint / FILES), _files(checkpoint)
-        for name in saved:
-            if saved[name] != found.get(name):
+        for name in sorted(saved.keys() | found.keys()):
+            if saved.get(name) != found.get(name):
                 raise ValueError(f"{name} is not what was saved: its checksum differs")
 
 
@@ -229,4 +231,8 @@ def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, 
         found = checkpointer.restore(path, args=args)
     found = {name: np.asarray(array) for name, array in found.items()}
     check(checkpoint, found)
+    if (checkpoint / SUMS).is_dir():
+        saved = set(filter(wanted, item(checkpoint, SUMS).keys() - {RECORD, DELTA}))
+        if missing := sorted(saved - found.keys()):
+            raise ValueError(f"{missing[0]} is not there, but was saved")
     return found
