@@ -118,6 +118,9 @@ def train_and_evaluate(
         # --------------------------------------------------------------------------------------
         learning_rate, optimizer = training.make_optimizer(config, task.steps_per_epoch)
         freezing = training.make_freezing(config, task.steps_per_epoch)
+        start = config["freeze"]["start_epoch"]
+        if freezing is not None and start > config["epochs"]:
+            print(f"nothing will be frozen: freeze.start_epoch={start} is after the last epoch")
 
         # --------------------------------------------------------------------------------------
         # Training, and the figures that show it.
@@ -328,9 +331,12 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(f"in the config file {path}: {_in_short(error)}") from error
     if rest:
         raise UserError(f"{rest[0]!r} is no flag; see python train.py --help")
+    config = values["config"].value
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise UserError(f"in the config file {path}: get_config returns {config!r:.200}, no config")
     workdir = values["workdir"].value or Path("runs") / path.stem
     source = values["start-from"].value
-    return Command(values["config"].value, Path(workdir), Path(source) if source else None)
+    return Command(config, Path(workdir), Path(source) if source else None)
 
 
 def _config_file(argv: Sequence[str]) -> Path:
@@ -378,11 +384,16 @@ def main(argv: Sequence[str]) -> int:
     0: done; 1: the loss diverged; 2: something the user can mend; 3: another process of the run is
     gone; 130, 143: stopped by Ctrl-C or SIGTERM, and saved at the step if it was training.
     """
-    return program.run(
+    status = program.run(
         lambda: _main(argv),
         debug="--debug" in argv,
         stopped=f"\nstopped; this resumes it:\n  python {shlex.join(argv)}",
     )
+    if status in (1, 2) and "pb_jax.training" in sys.modules:  # else there was nobody to join
+        from pb_jax import training
+
+        training.leave()
+    return status
 
 
 def _main(argv: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ nobody who would answer it.
 
 import argparse
 import codecs
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -44,7 +46,8 @@ def run(
         stopped: what to say after Ctrl-C or SIGTERM.
 
     Returns:
-        What `main` returns; the `status` of a `UserError`; 130 and 143 where Ctrl-C or SIGTERM has
+        What `main` returns; the `status` of a `UserError`, 2 too where an environment variable of
+        JAX has a value that it does not take; 130 and 143 where Ctrl-C or SIGTERM has
         stopped it; 141 where nobody reads its output any more, as in `... | head`.
     """
     plain_output()
@@ -60,19 +63,39 @@ def run(
             traceback.print_exc()
         print(stopped, file=sys.stderr, flush=True)
         return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+    except ValueError as error:
+        if not _imports_jax(error):
+            raise
+        report(UserError(f"JAX does not start with this environment: {error}"), debug=debug)
+        return UserError.status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
     return status
 
 
+def _imports_jax(error: Exception) -> bool:
+    """Whether it was raised while JAX is imported, which reads JAX_... in the environment then."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(
+        code.co_name == "<module>" and Path(code.co_filename).parts[-2:] == ("jax", "__init__.py")
+        for code in frames
+    )
+
+
 def end(status: int) -> NoReturn:
-    """End the process; at once where an orderly end would wait for others: threads, processes."""
-    if status in (LEFT_ALONE, INTERRUPTED, TERMINATED):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    """End the process; after an error at once: an orderly end would wait for others.
+
+    These are threads, such as those of orbax, which wait minutes for a write that has failed; and
+    other processes, which may be gone.
+    """
+    if status:
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(status)
-    sys.exit(status)
+    sys.exit()
 
 
 def interrupt_quietly() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import caption
@@ -31,6 +32,8 @@ from pb_jax.training import (
     default_config,
     export,
     finished,
+    make_freezing,
+    make_optimizer,
     metrics,
     resolve,
     settle,
@@ -172,6 +175,7 @@ _FLAGS = "arguments.txt"
 _ODD = (
     *("", "None", "nan", "-inf", "1e999", "-1", "0", "1.5", "True", "[]", "{}", "()", "(1, 2", "'"),
     *("__import__('os').system('touch {outside}')", "lambda: 0", "1_000", "0x10", "9" * 400),
+    *("70000", "9" * 10, "9" * 20, "(9999999999,)", "localhost:99999"),
     *("9" * 5000, "(" * 500 + ")" * 500, "(" * 100_000, "é", "\x00", "\n", "=", "--", "a" * 10_000),
     *(
         "(3, 2)",
@@ -215,7 +219,18 @@ def _read_flags(folder: Path, _: list[Path]) -> None:
     name = "shapes_captioner" if any("captioner." in one for one in given) else "digits"
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        resolve(train.parse(["train.py", "--config", f"configs/{name}_pb.py", *given]).config)
+        command = train.parse(["train.py", "--config", f"configs/{name}_pb.py", *given])
+        chosen = resolve(command.config)
+    # What `train.py` does with it before there is data to train on.
+    rate, optimizer = make_optimizer(chosen, steps_per_epoch=14)
+    if callable(rate):
+        rate(0)
+    optimizer.init({"w": np.zeros(3, np.float32)})
+    freezing = make_freezing(chosen, steps_per_epoch=14)
+    if freezing is not None:
+        freezing.around(optimizer)
+        freezing.makes_mask(chosen["epochs"])
+    jax.random.key(chosen["seed"])
 
 
 def _captioner() -> dict[str, Any]:

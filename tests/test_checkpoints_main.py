@@ -125,6 +125,7 @@ def test_wrong_folders(tmp_path, capsys):
 
 def test_a_damaged_record(run, tmp_path, capsys):
     (run / "checkpoints" / "3" / "record" / "metadata").write_text("[1]")
+    (run / "checkpoints" / "3" / "files.json").unlink()
     said = fails(capsys, "export", run, tmp_path / "out.safetensors", "--epoch", "3")
     assert "3 cannot be read: holds no object" in said
 

@@ -122,6 +122,42 @@ def test_a_reader_that_has_gone(tmp_path):
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize(
+    "variable", ["JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION"]
+)
+def test_an_environment_that_jax_does_not_take(tmp_path, variable):
+    done = start(PROGRAMS[0], tmp_path, **{variable: "abc"})
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: JAX does not start with this environment: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_an_error_does_not_wait_for_threads(tmp_path):
+    """Nor is anything lost of what has been said before it."""
+    (tmp_path / "script.py").write_text(
+        "import logging, threading, time\n"
+        "from pb_jax import program\n"
+        "from pb_jax.errors import UserError\n"
+        "logging.basicConfig(filename='log.txt')\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    logging.warning('logged')\n"
+        "    print('said', end='')\n"
+        "    raise UserError('it failed')\n"
+        "program.end(program.run(main))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"said", b"error: it failed\n")
+    assert "logged" in (tmp_path / "log.txt").read_text()
+
+
 def test_what_is_asked_for_is_imported(tmp_path):
     script = (
         "import sys, pb_jax, pb_jax.data, pb_jax.errors, pb_jax.study\n"

@@ -171,6 +171,7 @@ def test_a_config_that_was_meant(capsys, arguments, message):
         ("c.epoch = 3", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("c.epochs = nonsense", "NameError: name 'nonsense'"),
         ("c.epochs = ", "SyntaxError"),
+        ("return 3", "get_config returns 3, no config"),
     ],
 )
 def test_errors_in_a_config_file(tmp_path, capsys, text, message):
@@ -184,6 +185,12 @@ def test_errors_in_a_config_file(tmp_path, capsys, text, message):
     assert str(path) in error
     assert message in error
     assert len(error) < 300
+
+
+def test_a_mask_after_the_end_is_said(tmp_path, capsys):
+    assert run(tmp_path, *SMALL, "--config.epochs=1", "--config.freeze.start_epoch=4") == 0
+    said = "nothing will be frozen: freeze.start_epoch=4 is after the last epoch\n"
+    assert said in capsys.readouterr().out
 
 
 def test_debug_shows_the_stack(tmp_path, capsys):

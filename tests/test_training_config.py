@@ -38,6 +38,12 @@ def test_resolved_configurations_hold_every_number():
         ("batch_size", None),
         ("epochs", "3"),
         ("seed", -1),
+        ("seed", 2**32),  # it would be that of 0
+        ("epochs", 2**31),
+        ("freeze.bins", 65_537),
+        ("optimizer.boundaries", (10**10,)),
+        *(("processes.coordinator", one) for one in ("nonsense", "host:", ":80", "host:0")),
+        *(("processes.coordinator", one) for one in ("host:65536", "host:+1", "::1:80", "[:80")),
         ("model.name", ""),
         ("model.dtype", "float16"),
         ("optimizer.name", "sdg"),
@@ -178,3 +184,14 @@ def test_two_schedules_contradict_each_other():
         resolve({"optimizer": {"boundaries": (3,), "patience": 2}})
     with pytest.raises(UserError, match=r"without optimizer\.patience"):
         resolve({"optimizer": {"stop_patience": 2}})
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "a-1.example:65535", "10.0.0.1:80", "[::1]:80"])
+def test_addresses(address):
+    given = {"distributed": True, "processes": {"coordinator": address}}
+    assert resolve(given)["processes"]["coordinator"] == address
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 2**32 - 1), ("freeze.bins", 65_536)])
+def test_the_largest_values(name, value):
+    assert schema.flatten(resolve(with_value(name, value)))[name] == value

@@ -77,6 +77,29 @@ def test_a_damaged_file_of_the_latest_checkpoint(saved, tmp_path, damage, item):
         gc.collect()  # what orbax's failed reads leave must not be reported: here, not anywhere
 
 
+def test_damage_is_seen_before_anything_is_read(saved, tmp_path, monkeypatch):
+    """There are changed bits for which tensorstore ends the process."""
+    kept, _ = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    path = min((folder / "2" / "state" / "d").iterdir())
+    path.write_bytes(flip(path.read_bytes(), random.Random(0)))
+    monkeypatch.setattr(
+        "orbax.checkpoint.Checkpointer.restore", lambda *_, **__: pytest.fail("was read")
+    )
+    with pytest.raises(UserError, match=r"state/d/\w+ is not what was saved"):
+        read_arrays(folder, 2)
+
+
+def test_an_array_that_is_gone(saved, tmp_path):
+    kept, _ = saved
+    folder = shutil.copytree(kept, tmp_path / "c")
+    path = folder / "2" / "checksums" / "metadata"
+    path.write_text(path.read_text().replace("{", '{"params.more": 1, ', 1))
+    stored.sum_files(folder / "2")
+    with pytest.raises(UserError, match=r"params\.more is not there, but was saved"):
+        read_arrays(folder, 2)
+
+
 def test_what_failed_reads_leave_is_quiet(capfd):
     """On a terminal it would be pages of stack traces that end in nothing."""
 
@@ -105,6 +128,7 @@ def test_changed_values_are_noticed_wherever_they_are_read(saved, tmp_path):
     other.close()
     shutil.rmtree(folder / "2" / "state")
     shutil.copytree(tmp_path / "other" / "2" / "state", folder / "2" / "state")
+    stored.sum_files(folder / "2")
     with pytest.raises(UserError, match=r"params\.\S+ is not what was saved: its checksum differs"):
         read_arrays(folder, 2)
     said = []
@@ -148,10 +172,33 @@ def test_metrics_of_another_kind(saved, tmp_path, place):
     assert found[1]["epoch"] == 2
 
 
+@pytest.mark.parametrize("damage", [flip, cut, lambda *_: None])
+def test_a_damaged_file_of_a_checkpoint_of_several_processes(saved, tmp_path, damage):
+    """Arrays of which each has a part have no checksum, but all files have one."""
+    kept, state = saved
+    rng = random.Random(0)
+    for number in range(5):
+        folder = shutil.copytree(kept, tmp_path / str(number))
+        (folder / "2" / "checksums" / "metadata").write_text("{}")
+        stored.sum_files(folder / "2")
+        stored.check_files(folder / "2")
+        damaged = rng.choice(sorted(p for p in (folder / "2" / "state").rglob("*") if p.is_file()))
+        content = damage(damaged.read_bytes(), rng)
+        damaged.write_bytes(content) if content is not None else damaged.unlink()
+        with pytest.raises(UserError, match="is not what was saved: its checksum differs"):
+            read_arrays(folder, 2)
+        said = []
+        checkpoints = Checkpoints(folder, warn=said.append)
+        assert checkpoints.restore(state)[1]["epoch"] == 1
+        checkpoints.close()
+        assert "its checksum differs" in said[0]
+
+
 def test_older_checkpoints_have_no_checksums(saved, tmp_path):
     kept, state = saved
     folder = shutil.copytree(kept, tmp_path / "c")
     shutil.rmtree(folder / "2" / "checksums")
+    (folder / "2" / "files.json").unlink()
     checkpoints = Checkpoints(folder)
     assert checkpoints.restore(state)[1]["epoch"] == 2
     checkpoints.close()
@@ -222,6 +269,44 @@ def test_events_that_cannot_be_written(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EISDIR, errno.EEXIST])
+def test_what_may_not_be_written_is_said(tmp_path, number):
+    """Of the run's own files; elsewhere it may be a defect."""
+    message = f"cannot read or write {tmp_path}/it: {os.strerror(number)}\nWhen that is mended"
+    with pytest.raises(UserError, match=message), exclusive(tmp_path):
+        raise OSError(number, os.strerror(number), f"{tmp_path}/.it.1.part", None, f"{tmp_path}/it")
+    with pytest.raises(OSError, match=os.strerror(number)), exclusive(tmp_path):
+        raise OSError(number, os.strerror(number), f"{tmp_path}_2/it")
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_a_folder_in_the_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    said = pytest.raises(UserError, match=f"{name} is a folder, where a file is to be")
+    with said, exclusive(tmp_path):
+        pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "figures"])
+def test_a_file_in_the_place_of_a_folder(tmp_path, name):
+    (tmp_path / name).write_text("")
+    said = pytest.raises(UserError, match=f"{name} is a file, where a folder is to be")
+    with said, exclusive(tmp_path):
+        pytest.fail("not reached")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with exclusive(tmp_path):
+        said = capsys.readouterr().err
+    assert said.startswith(f"WARNING: {tmp_path} cannot be locked ({os.strerror(number)})")
+    assert said.count("\n") == 1
+
+
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write into"), exclusive(tmp_path / "file" / "run"):
@@ -258,11 +343,36 @@ SMALL = [
 ]
 
 
-def train(workdir, **options):
-    command = [sys.executable, "train.py", *SMALL, "--workdir", str(workdir)]
+AS_A_USER = "setpriv --bounding-set -dac_override,-dac_read_search,-fowner --inh-caps -all"
+
+
+def train(workdir, *flags, user=False, timeout=600, **options):
+    """`train.py`; `user`: without root's rights over files."""
+    rights = AS_A_USER.split() if user and os.geteuid() == 0 else []
+    command = [*rights, sys.executable, "train.py", *SMALL, "--workdir", str(workdir), *flags]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600, **options
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout, **options
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system into a folder, with options of tmpfs."""
+
+    def mount(options):
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)],
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            pytest.skip("asks for the right to mount a file system")
+        mounted.append(tmp_path)
+
+    mounted = []
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -290,28 +400,43 @@ def test_files_may_not_grow(whole, tmp_path, most):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [4, 900, 2_000])
-def test_a_full_disk(whole, tmp_path, kilobytes):
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(tmp_path)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("asks for the right to mount a file system")
+@pytest.mark.parametrize("limit", ["size=4k", "size=900k", "size=2000k", "nr_inodes=8"])
+def test_a_full_disk(whole, tmp_path, small_disk, limit):
+    small_disk(limit)
+    # A write that fails leaves threads of orbax that wait for five minutes.
+    done = train(tmp_path / "run", timeout=200)
+    assert done.returncode == 2, done.stderr
+    said, remedy = done.stderr.splitlines()[-2:]
+    assert said.startswith("error: cannot write")
+    assert "No space left on device" in said
+    assert remedy.startswith("When that is mended, the same again goes on")
+    more = "nr_inodes=10000" if "inodes" in limit else "size=100m"
+    subprocess.run(["mount", "-o", f"remount,{more}", str(tmp_path)], check=True)
+    done = train(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(whole, tmp_path / "run", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write all")
+@pytest.mark.parametrize(
+    ("place", "mode"),
+    [(".", 0o555), ("tensorboard", 0o555), ("checkpoints", 0o555), ("checkpoints/3", 0o000)],
+)
+def test_a_run_that_may_not_be_written(whole, tmp_path, place, mode):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    path = workdir / place
+    path.chmod(mode)
     try:
-        done = train(tmp_path / "run")
-        assert done.returncode == 2, done.stderr
-        said, remedy = done.stderr.splitlines()[-2:]
-        assert said.startswith("error: cannot write")
-        assert "No space left on device" in said
-        assert remedy.startswith("When that is mended, the same again goes on")
-        subprocess.run(["mount", "-o", "remount,size=100m", str(tmp_path)], check=True)
-        done = train(tmp_path / "run")
-        assert done.returncode == 0, done.stderr
-        assert_same_run(whole, tmp_path / "run", 3)
+        done = train(workdir, "--config.epochs=4", user=True, timeout=200)
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        path.chmod(0o755)
+    assert done.returncode == 2, done.stderr
+    said, remedy = done.stderr.splitlines()
+    assert said.startswith(f"error: cannot read or write {path}")
+    assert said.endswith("Permission denied")
+    assert remedy == "When that is mended, the same again goes on."
+    assert len(lines(workdir)) == 3
 
 
 # ----------------------------------------------------------------------------------------------
@@ -319,12 +444,36 @@ def test_a_full_disk(whole, tmp_path, kilobytes):
 # ----------------------------------------------------------------------------------------------
 
 
+def test_a_clock_that_jumps_while_it_saves(tmp_path, monkeypatch):
+    """By an hour, whenever orbax looks at it."""
+    _, state = tiny_steps()
+    rng = random.Random(0)
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + 3600))
+    for epoch in range(1, 6):
+        checkpoints.save(state, {"epoch": epoch, "val_accuracy": 0.1})
+    checkpoints.close()
+    assert stored.epochs(tmp_path) == [1, 4, 5]
+
+
+def test_what_takes_too_long_is_not_to_be_mended(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def late():
+        raise TimeoutError("ChainedFuture timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "wait_until_finished", late)
+        with pytest.raises(UserError, match=r"timed out\nThe same again goes on from"):
+            checkpoints.wait()
+    checkpoints.close()
+
+
 @pytest.mark.slow
 def test_a_clock_that_jumps(tmp_path, monkeypatch):
     """Durations come from a clock that cannot be set."""
     rng = random.Random(0)
-    most = 60  # seconds; minutes that pass so while it saves make orbax give up: an error
-    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + most))
+    monkeypatch.setattr(time, "time", lambda: rng.uniform(1e9, 1e9 + 3600))
     tiny_fit(tmp_path, 2)
     for record in metrics.read(tmp_path / "metrics.jsonl"):
         assert 0 < record["seconds"] < 600

@@ -72,6 +72,11 @@ def test_amsgrad_takes_schedules_and_injected_rates():
     np.testing.assert_allclose(stopped, run(optimizers.amsgrad_torch(0.01), grads[:3], start))
 
 
+def test_boundaries_that_no_step_reaches():
+    schedule = optimizers.piecewise(0.5, (2, 2**31 - 1), 0.1, steps_per_epoch=10)
+    assert [round(float(schedule(step)), 3) for step in (19, 20, 2**31 - 1)] == [0.5, 0.05, 0.05]
+
+
 def test_piecewise_changes_after_full_epochs_as_torch_does():
     torch = pytest.importorskip("torch")
     schedule = optimizers.piecewise(0.3, (2, 5), 0.1, steps_per_epoch=4)

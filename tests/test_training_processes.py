@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -164,6 +165,59 @@ def test_when_one_dies_the_others_end_and_the_run_is_resumed(tmp_path, undisturb
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_one_and_the_others_follow(tmp_path, number, status):
+    workdir = tmp_path / "run"
+    with two(workdir, devices=1, epochs=500) as running:
+        deadline = time.monotonic() + 300
+        while len(lines(workdir)) < 2:
+            assert time.monotonic() < deadline, log_of(workdir, 0).read_text()
+            time.sleep(0.05)
+        running[1].send_signal(number)
+        assert running[1].wait(30) == status
+        assert running[0].wait(60) != 0
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory):
+    """A run of two processes that each have a part of each parameter."""
+    workdir = tmp_path_factory.mktemp("divided") / "run"
+    with two(workdir, devices=1, **DIVIDED) as running:
+        assert [process.wait(600) for process in running] == [0, 0], log_of(workdir, 0).read_text()
+    return workdir
+
+
+DIVIDED = {"mesh.data": 1, "mesh.fsdp": 2, "epochs": 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_checkpoint_of_two_processes(tmp_path, divided, damage):
+    """Both go on from the one before: none reads what is damaged, none waits for the other."""
+    workdir = shutil.copytree(divided, tmp_path / "run")
+    latest = workdir / "checkpoints" / "4"
+    largest = max(
+        (path for path in (latest / "state").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (workdir / "checkpoints" / "3" / "_CHECKPOINT_METADATA").write_text("[]")
+    (workdir / "summary.json").unlink()
+    with two(workdir, devices=1, **DIVIDED) as running:
+        assert [process.wait(300) for process in running] == [0, 0], log_of(workdir, 0).read_text()
+    said = log_of(workdir, 0).read_text()
+    assert "its checksum differs" in said
+    assert "going on from the one before, of epoch 3" in said
+    assert (workdir / "checkpoints_damaged" / "4").is_dir()
+    assert_same_curve(divided, workdir, 4)
+
+
+@pytest.mark.slow
 def test_processes_with_different_configurations_end(tmp_path):
     workdir = tmp_path / "run"
     with two(workdir) as running:
@@ -174,6 +228,34 @@ def test_processes_with_different_configurations_end(tmp_path):
         assert [process.wait(120) for process in running] == [2, 2]
     assert "different configurations: seed" in log_of(workdir, 1).read_text()
     assert not (workdir / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_others_that_never_come(index):
+    """JAX would end the process by a stack trace of C++."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    chosen = {"coordinator": f"127.0.0.1:{port}", "count": 2, "index": index}
+    script = (
+        "from pb_jax.training import processes, resolve\n"
+        "processes._PATIENCE, processes._START_WITHIN = 1, 3\n"
+        f"processes.connect(resolve({{'distributed': True, 'processes': {chosen}}}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    waiting, said, remedy = done.stderr.splitlines()
+    assert waiting == "waiting for the other processes of this run"
+    assert said.endswith("the processes do not find each other: not all have come within 3 s")
+    assert remedy.startswith("Outside of SLURM")
 
 
 @pytest.mark.slow

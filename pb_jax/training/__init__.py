@@ -85,7 +85,7 @@ from pb_jax.training.freezing import Freezing
 from pb_jax.training.loop import DivergedError, fit
 from pb_jax.training.mesh import Placement
 from pb_jax.training.plateau import Plateau
-from pb_jax.training.processes import PeerError, connect, is_first, on_first, peers_matter
+from pb_jax.training.processes import PeerError, connect, is_first, leave, on_first, peers_matter
 from pb_jax.training.stopping import StoppedError
 from pb_jax.training.task import Task
 from pb_jax.training.workdir import exclusive, finished, settle
@@ -119,6 +119,7 @@ __all__ = [
     "fit",
     "is_first",
     "keys_of",
+    "leave",
     "make_freezing",
     "make_optimizer",
     "make_rule",

@@ -3,10 +3,13 @@
 A checkpoint is an orbax one, `checkpoints/EPOCH/`, of the items `state`, the training state as a
 flat dict of arrays named by their path (`params.conv1.kernel`, `opt_state.mask.conv1.kernel`),
 `record`, the epoch's line of `metrics.jsonl`, and `checksums`, against which both are held when
-they are read. Of a compact state only what trains is saved, with a fourth item, `delta`, that says
-which base holds the rest: see `pb_jax.training.delta`. Saving goes on in the background while the
-next epoch runs; a folder gets its name when all of it has been written, so a kill leaves the one
-before.
+they are read; `files.json` has the checksums of their files, which are compared before. Of a
+compact state only what trains is saved, with a fourth item, `delta`, that says which base holds the
+rest: see `pb_jax.training.delta`. Saving goes on in the background while the next epoch runs; a
+folder gets its name when all of it has been written, so a kill leaves the one before.
+
+Several processes save and read together, each its part. One that failed to read would leave the
+others waiting for it, so the first process looks at the files before, against their checksums.
 """
 
 import contextlib
@@ -26,6 +29,8 @@ from pb_jax.training import delta, processes, stored
 from pb_jax.training.modules import Arrays
 
 _NOTES = "_CHECKPOINT_METADATA"
+# Seconds for a checkpoint's writing. orbax takes them from a clock that may be set meanwhile.
+_WRITTEN_WITHIN = 7 * 24 * 3600
 
 
 class Checkpoints:
@@ -58,19 +63,27 @@ class Checkpoints:
         self._warn, self._score, self._key = warn, score, key
         self.folder = folder.resolve()
         self._bases = delta.Bases(self.folder)
+        self._saving = 0
         processes.on_first(self._mend_metrics)
         options = ocp.CheckpointManagerOptions(
             best_fn=rank,  # without it orbax keeps no metrics for the policy
             preservation_policy=policy,
             cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_WRITTEN_WITHIN,
+                post_finalization_callback=self._sum_files,
+                # Else threads wait for them, up to five minutes by the clock, also after an error.
+                create_directories_asynchronously=False,
+            ),
         )
+        if jax.process_count() > 1:  # who stumbles over them would leave the others waiting
+            processes.on_first(self._forget_notes)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except Exception:  # its notes on a checkpoint are damaged: it can do without
+        except Exception:
             if jax.process_count() > 1:
                 raise
-            for epoch in stored.epochs(self.folder):
-                (self.folder / str(epoch) / _NOTES).unlink(missing_ok=True)
+            self._forget_notes()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def epochs(self) -> list[int]:
@@ -106,8 +119,9 @@ class Checkpoints:
         content[stored.SUMS] = stored.checksums(content | arrays)
         items: dict[str, Any] = {name: save.JsonSave(one) for name, one in content.items()}  # pyright: ignore[reportCallIssue]
         items[stored.STATE] = save.StandardSave(arrays)  # pyright: ignore[reportCallIssue]
+        self._saving = record[self._key]
         self._manager.save(
-            record[self._key], args=save.Composite(**items), metrics=self._metrics(record)
+            self._saving, args=save.Composite(**items), metrics=self._metrics(record)
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
@@ -121,8 +135,10 @@ class Checkpoints:
             UserError: there are checkpoints, but none can be read.
         """
         failures = []
-        for epoch in reversed(self.epochs()):
+        epochs = processes.on_first(self.epochs)
+        for epoch in reversed(epochs):
             try:
+                processes.on_first(lambda epoch=epoch: stored.check_files(self.folder / str(epoch)))
                 restored = self._restore(epoch, like)
             except Exception as error:  # orbax and tensorstore raise many kinds
                 failures.append(f"  {self.folder / str(epoch)}: {_said(error)}")
@@ -132,7 +148,7 @@ class Checkpoints:
                 failures.append(f"  {self.folder / str(epoch)}: another process cannot read it")
                 continue
             if failures:
-                for failed in [e for e in self.epochs() if e > epoch]:
+                for failed in [e for e in epochs if e > epoch]:
                     damaged = self.folder / str(failed)
                     processes.on_first(lambda path=damaged: set_aside(path, self.folder))
                 self._manager.reload()
@@ -165,9 +181,11 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # a full disk is an error of many kinds
+            goes_on = "the same again goes on from the checkpoint before."
+            late = isinstance(error, TimeoutError)  # nothing that could be mended
             raise UserError(
                 f"cannot write a checkpoint into {self.folder}: {_said(error)}\n"
-                "When that is mended, the same again goes on from the checkpoint before."
+                + (goes_on.capitalize() if late else f"When that is mended, {goes_on}")
             ) from error
 
     def _restore(self, epoch: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -186,6 +204,16 @@ class Checkpoints:
         stored.check(checkpoint, found[stored.STATE])
         record = stored.item(checkpoint, stored.RECORD)
         return stored.unflat(found[stored.STATE], like), record
+
+    def _sum_files(self) -> None:
+        """What orbax calls, on the first process, before a whole checkpoint gets its name."""
+        for path in self.folder.glob(f"{self._saving}.*/"):  # not yet its name
+            stored.sum_files(path)
+
+    def _forget_notes(self) -> None:
+        """Remove orbax's notes on its checkpoints, which may be damaged: it can do without."""
+        for epoch in stored.epochs(self.folder):
+            (self.folder / str(epoch) / _NOTES).unlink(missing_ok=True)
 
     def _metrics(self, record: dict[str, Any]) -> dict[str, Any]:
         return {"score": record[self._score], "epoch": record["epoch"]}

@@ -7,6 +7,8 @@ holds every number that a run has used.
 
 import difflib
 import inspect
+import ipaddress
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,9 +40,15 @@ class Key(NamedTuple):
     allowed: str = ""
 
 
-def _whole(default: int | None, least: int, help_: str) -> Key:
+_MOST = 2**31 - 1  # of steps and entries: JAX counts in int32
+
+
+def _whole(default: int | None, least: int, help_: str, most: int = _MOST) -> Key:
     types = (int,) if default is not None else (int, type(None))
-    return Key(default, types, help_, lambda v: v >= least, f"a whole number, at least {least}")
+    allowed = f"a whole number, at least {least}"
+    if most != _MOST:
+        allowed += f" and at most {most}"
+    return Key(default, types, help_, lambda v: least <= v <= most, allowed)
 
 
 def _number(default: float | None, help_: str, check: Callable[[float], bool], allowed: str) -> Key:
@@ -62,11 +70,24 @@ def _text(default: str | None, help_: str) -> Key:
     return Key(default, types, help_, lambda v: bool(v), "not empty")
 
 
+def _is_address(text: str) -> bool:
+    """Whether it is HOST:PORT; an IPv6 address stands in brackets."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+    elif not re.fullmatch(r"[\w.-]+", host):
+        return False
+    return re.fullmatch(r"[0-9]{1,5}", port) is not None and 1 <= int(port) <= 65_535
+
+
 _POSITIVE: tuple[Callable[[float], bool], str] = (lambda v: v > 0, "a number above 0")
 _SHARE: tuple[Callable[[float], bool], str] = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 KEYS: Mapping[str, Key] = {
-    "seed": _whole(0, 0, "of initial weights, order of batches, random masks"),
+    "seed": _whole(0, 0, "of initial weights, order of batches, random masks", most=2**32 - 1),
     "epochs": _whole(110, 1, "epochs in all; a finished run may be given more"),
     "batch_size": _whole(100, 1, "examples a step; the last, smaller batch is left out"),
     "model.name": _text("lenet5", "the network, see models/"),
@@ -82,7 +103,7 @@ KEYS: Mapping[str, Key] = {
         (tuple, list),
         "the rate changes after so many full epochs, as PyTorch's MultiStepLR",
         lambda v: (
-            all(isinstance(e, int) and not isinstance(e, bool) and e > 0 for e in v)
+            all(isinstance(e, int) and not isinstance(e, bool) and 0 < e <= _MOST for e in v)
             and list(v) == sorted(set(v))
         ),
         "increasing whole numbers above 0, such as (40, 80)",
@@ -132,7 +153,7 @@ KEYS: Mapping[str, Key] = {
         lambda v: v in ("scott", "silverman") if isinstance(v, str) else _finite(v) and v > 0,
         "scott, silverman or a number above 0",
     ),
-    "freeze.bins": _whole(None, 2, "of kde_otsu: sub-ranges of the region"),
+    "freeze.bins": _whole(None, 2, "of kde_otsu: sub-ranges of the region", most=65_536),
     "freeze.scale": _number(None, "of kde_otsu: factor on the threshold", *_POSITIVE),
     "freeze.scope": _choice(None, ("global", "leaf"), "one selection for all, or one a leaf"),
     "freeze.threshold": _number(None, "of fixed_threshold: t, in units of x", *_POSITIVE),
@@ -152,7 +173,13 @@ KEYS: Mapping[str, Key] = {
     "distributed": Key(
         False, (bool,), "several processes, one a host, each started with the same command"
     ),
-    "processes.coordinator": _text(None, "HOST:PORT of the first process; None: JAX finds it"),
+    "processes.coordinator": Key(
+        None,
+        (str, type(None)),
+        "HOST:PORT of the first process; None: JAX finds it",
+        _is_address,
+        "HOST:PORT, with a port from 1 to 65535 and an IPv6 address in brackets",
+    ),
     "processes.count": _whole(None, 1, "how many; None: as SLURM, Open MPI or a cloud TPU say"),
     "processes.index": _whole(None, 0, "which of them this is, from 0; None: the same"),
 }

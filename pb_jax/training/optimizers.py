@@ -219,6 +219,6 @@ def piecewise(
         >>> [round(float(schedule(step)), 3) for step in (0, 19, 20)]
         [0.5, 0.5, 0.05]
     """
-    return optax.piecewise_constant_schedule(
-        learning_rate, {epoch * steps_per_epoch: decay for epoch in boundaries}
-    )
+    steps = (epoch * steps_per_epoch for epoch in boundaries)
+    reached = {step: decay for step in steps if step < 2**31}  # they are counted in int32
+    return optax.piecewise_constant_schedule(learning_rate, reached)

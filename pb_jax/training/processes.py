@@ -8,7 +8,10 @@ What only the first knows, such as what a folder holds, it tells the others (`on
 import contextlib
 import json
 import os
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from pb_jax import program
 from pb_jax.errors import UserError
-from pb_jax.program import LEFT_ALONE
 from pb_jax.training.config import flatten
 
 # Seconds without a sign of life after which a process counts as dead, and the others end.
 _DEAD_AFTER = 30
 _START_WITHIN = 300
+_PATIENCE = 10  # before it is said that others are waited for
 
 
 class PeerError(UserError):
     """Another process has ended, or cannot be reached."""
 
-    status = LEFT_ALONE
+    status = program.LEFT_ALONE
 
 
 def connect(config: Mapping[str, Any]) -> None:
@@ -44,21 +48,18 @@ def connect(config: Mapping[str, Any]) -> None:
     if config["distributed"] and not jax.distributed.is_initialized():
         chosen = config["processes"]
         try:
-            jax.distributed.initialize(
-                chosen["coordinator"],
-                chosen["count"],
-                chosen["index"],
-                initialization_timeout=_START_WITHIN,
-                heartbeat_timeout_seconds=_DEAD_AFTER,
-                shutdown_timeout_seconds=_DEAD_AFTER,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"distributed=True, but the processes do not find each other: {_in_short(error)}\n"
-                "Outside of SLURM, Open MPI and cloud TPUs give each of them "
-                "--config.processes.coordinator=HOST:PORT (an address of the first), "
-                "--config.processes.count=N and --config.processes.index=0 to N-1"
-            ) from error
+            with _not_for_ever(_START_WITHIN):
+                jax.distributed.initialize(
+                    chosen["coordinator"],
+                    chosen["count"],
+                    chosen["index"],
+                    initialization_timeout=_START_WITHIN + _DEAD_AFTER,
+                    heartbeat_timeout_seconds=_DEAD_AFTER,
+                    shutdown_timeout_seconds=_DEAD_AFTER,
+                )
+        except (ValueError, RuntimeError, IndexError) as error:  # the last: no port
+            raise _not_found(_in_short(error)) from error
+        _hear_sigterm()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where it has no plugin for it
@@ -69,6 +70,16 @@ def connect(config: Mapping[str, Any]) -> None:
             "Without JAX_PLATFORMS it takes the best that there is"
         ) from error
     _check_same(config)
+
+
+def leave() -> None:
+    """Before an end without success: let the others come to theirs, if there are any.
+
+    They would be ended by JAX, in the midst of what they say, when the first is gone.
+    """
+    if jax.distributed.is_initialized():
+        with contextlib.suppress(RuntimeError):  # not all have come
+            jax.distributed.shutdown()
 
 
 def is_first() -> bool:
@@ -136,6 +147,49 @@ def peers_matter() -> Iterator[None]:
             "another process of this run has ended, or cannot be reached: "
             f"{_in_short(error)}\nStart all of them again, with the same commands, to resume"
         ) from error
+
+
+def _hear_sigterm() -> None:
+    """Put Python's handler back: JAX's service for preemptions takes the signal, and does nothing.
+
+    It tells programs that ask it; this one ends.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _not_for_ever(seconds: float) -> Iterator[None]:
+    """End the process, with an error of the user, where the others do not come.
+
+    JAX waits for them where no exception can reach it, and then ends the process by a stack trace.
+    """
+    come = threading.Event()
+
+    def watch() -> None:
+        if come.wait(min(_PATIENCE, seconds)):
+            return
+        print("waiting for the other processes of this run", file=sys.stderr, flush=True)
+        if not come.wait(seconds - _PATIENCE):
+            error = _not_found(f"not all have come within {seconds:.0f} s")
+            program.report(error)
+            program.end(error.status)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        come.set()
+
+
+def _not_found(why: str) -> UserError:
+    return UserError(
+        f"distributed=True, but the processes do not find each other: {why}\n"
+        "Outside of SLURM, Open MPI and cloud TPUs give each of them "
+        "--config.processes.coordinator=HOST:PORT (an address of the first), "
+        "--config.processes.count=N and --config.processes.index=0 to N-1"
+    )
 
 
 def _tell(value: dict[str, Any]) -> dict[str, Any]:

@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pb_jax.files import read_json
+from pb_jax.files import read_json, write_json
 
 STATE, RECORD, DELTA, METRICS, SUMS = "state", "record", "delta", "metrics", "checksums"
 """Items of a checkpoint."""
+FILES = "files.json"
+"""The file, beside the items, with the checksums of their files."""
 INTERRUPTED = "interrupted"
 """The folder, among the checkpoints, of the one made inside an epoch."""
 
@@ -124,7 +126,7 @@ def item(checkpoint: Path, name: str) -> Any:
 def checksums(content: Mapping[str, Any]) -> dict[str, int]:
     """What `SUMS` holds: the CRC-32 of each array, with dtype and shape, and of each JSON item.
 
-    Arrays that other processes hold a part of are left out.
+    Arrays that other processes hold a part of are left out: see `sum_files`.
 
     Args:
         content: arrays, or what JSON can hold, by name.
@@ -148,6 +150,44 @@ def check(checkpoint: Path, content: Mapping[str, Any]) -> None:
         for name, found in checksums(content).items():
             if name in saved and saved[name] != found:
                 raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def sum_files(checkpoint: Path) -> None:
+    """Write `FILES`, by which damage is seen before tensorstore is given what may crash it.
+
+    It covers arrays that `checksums` leaves out, too: those that several processes hold in parts.
+
+    Args:
+        checkpoint: folder of one that is whole, but for this.
+    """
+    write_json(checkpoint / FILES, _files(checkpoint))
+
+
+def check_files(checkpoint: Path) -> None:
+    """Raise a ValueError if a file of a checkpoint is not what was saved.
+
+    Args:
+        checkpoint: its folder. Without `FILES` nothing is compared.
+    """
+    if (checkpoint / FILES).exists():
+        saved, found = read_json(checkpoint / FILES), _files(checkpoint)
+        for name in sorted(saved.keys() | found.keys()):
+            if saved.get(name) != found.get(name):
+                raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def _files(checkpoint: Path) -> dict[str, list[int]]:
+    """Bytes and CRC-32 of the files of all items but the metrics, which may be written again."""
+    found = {}
+    for item in (STATE, RECORD, DELTA, SUMS):
+        for path in sorted((checkpoint / item).rglob("*")):
+            if path.is_file():
+                size = crc = 0
+                with path.open("rb") as file:
+                    while block := file.read(1 << 20):
+                        size, crc = size + len(block), zlib.crc32(block, crc)
+                found[path.relative_to(checkpoint).as_posix()] = [size, crc]
+    return found
 
 
 def _is_whole(one: Any) -> bool:
@@ -174,6 +214,7 @@ def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, 
     import orbax.checkpoint as ocp  # a second or two, so not at the top
 
     quiet()
+    check_files(checkpoint)
     path = (checkpoint / STATE).resolve()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         known: dict[str, Any] = dict(checkpointer.metadata(path).item_metadata.tree)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
@@ -190,4 +231,8 @@ def arrays(checkpoint: Path, wanted: Callable[[str], bool] = bool) -> dict[str, 
         found = checkpointer.restore(path, args=args)
     found = {name: np.asarray(array) for name, array in found.items()}
     check(checkpoint, found)
+    if (checkpoint / SUMS).is_dir():
+        saved = set(filter(wanted, item(checkpoint, SUMS).keys() - {RECORD, DELTA}))
+        if missing := sorted(saved - found.keys()):
+            raise ValueError(f"{missing[0]} is not there, but was saved")
     return found

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import json
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +32,19 @@ RESUMABLE: frozenset[str] = frozenset(
 )
 """Keys that may change when a run is resumed: but for rounding, an epoch computes the same."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_FILES = ("config.json", "metrics.jsonl", "summary.json")
+_FOLDERS = ("checkpoints", "tensorboard", "figures")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# Of others than the run's files these may be anything: a defect too.
+_RIGHTS_AND_KINDS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def exclusive(workdir: Path) -> Iterator[None]:
     """Make the folder, and keep other processes from training in it.
 
-    The lock goes with the process: a killed one leaves none. A full disk, or one that fails, is an
-    error of the user inside.
+    The lock goes with the process: a killed one leaves none. A full disk, or one that fails, or a
+    file in the folder that may not be written, is an error of the user inside.
 
     Raises:
         UserError: the folder is in use, or cannot be made or written.
@@ -51,17 +57,52 @@ def exclusive(workdir: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"another process is training in {workdir} now") from None
+        except OSError as error:  # a file system without locks
+            print(
+                f"WARNING: {workdir} cannot be locked ({error.strerror}): see to it that no other "
+                "process trains there",
+                file=sys.stderr,
+                flush=True,
+            )
         try:
+            _check_places(workdir)
             yield
         except OSError as error:
-            if error.errno not in _FULL:
+            path = error.filename2 or error.filename  # the latter takes the place of the former
+            if error.errno in _RIGHTS_AND_KINDS and _is_inside(path, workdir):
+                does = "cannot read or write"
+            elif error.errno in _DISK:
+                does = "cannot write"
+            else:
                 raise
             raise UserError(
-                f"cannot write {error.filename or workdir}: {error.strerror}\n"
+                f"{does} {path or workdir}: {error.strerror}\n"
                 "When that is mended, the same again goes on."
             ) from error
+
+
+def _check_places(workdir: Path) -> None:
+    """Raise a `UserError` for what would only be noticed where it is written, after an epoch."""
+    for name, folder in (*((n, False) for n in _FILES), *((n, True) for n in _FOLDERS)):
+        path = workdir / name
+        if path.exists() and path.is_dir() != folder:
+            is_, wanted = ("file", "folder") if folder else ("folder", "file")
+            raise UserError(
+                f"{path} is a {is_}, where a {wanted} is to be; remove it, or choose another "
+                "--workdir"
+            )
+        if folder and path.exists() and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(workdir))
+
+
+def _is_inside(path: Any, workdir: Path) -> bool:
+    if not isinstance(path, str | bytes | os.PathLike):
+        return False
+    return Path(os.fsdecode(path)).resolve().is_relative_to(workdir.resolve())
 
 
 def settle(config: Mapping[str, Any], workdir: Path) -> None:
