@@ -12,8 +12,8 @@ none,kde_otsu,random,fixed_threshold:threshold=0.5,quantile:frozen=0.937,random:
 Hardware: two CPU cores do, 5 to 10 s an epoch.
 
 Expected: the paper reports 99.25 % for full training, and 99.22 % with 93.70 % of the weights
-frozen. Measured (three seeds, 2026-11-22): 99.24 ± 0.07 % in full, 99.13 ± 0.04 % with 83.9 % frozen,
-99.16 ± 0.10 % with as many random weights frozen.
+frozen. Measured (three seeds, 2026-11-22): 99.24 ± 0.07 % in full, 99.13 ± 0.04 % with 83.9 %
+frozen, 99.16 ± 0.10 % with as many random weights frozen.
 """
 
 from ml_collections import ConfigDict
