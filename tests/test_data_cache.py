@@ -55,6 +55,9 @@ DAMAGE = {
     "an array has no header": lambda folder: (folder / "train_images.npy").write_bytes(
         bytes((folder / "train_images.npy").stat().st_size)
     ),
+    "a header that does not end": lambda folder: (folder / "test_labels.npy").write_bytes(
+        (folder / "test_labels.npy").read_bytes().replace(b"}", b"{", 1)
+    ),
 }
 
 

@@ -109,6 +109,12 @@ def test_odd_characters_in_a_name_give_an_error_and_no_warning():
     assert shown == []
 
 
+def test_the_message_stays_short_whatever_the_name_is():
+    with pytest.raises(pickles.PickleError) as error:
+        pickles.load(b"c" + b"a" * 10_000 + b"\nb\n.")
+    assert len(str(error.value)) < 200
+
+
 def test_a_huge_memo_index_costs_nothing():
     assert pickles.load(b"\x80\x02K\x07r\xff\xff\xff\xff.") == 7
 

@@ -5,6 +5,7 @@ digests of the content and the size of every file. An index that does not fit me
 """
 
 import shutil
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,15 @@ def read(folder: Path, digests: dict[str, str], geometry: Geometry) -> dict[str,
             return None
         splits = {
             split: Split(
-                *(np.load(_path(folder, split, part), mmap_mode="r") for part in Split._fields)
+                *(
+                    np.load(_path(folder, split, part), mmap_mode="r", allow_pickle=False)
+                    for part in Split._fields
+                )
             )
             for split in digests
         }
-    except (OSError, ValueError):  # what is missing, cut short, or neither JSON nor .npy
+    # What is missing, cut short, or neither JSON nor .npy, whose header NumPy reads as Python.
+    except (OSError, ValueError, SyntaxError, tokenize.TokenError):
         return None
     for split, (images, labels) in splits.items():
         size = geometry.size(split)

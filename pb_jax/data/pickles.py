@@ -175,7 +175,7 @@ def _set_items(target: dict, items: list[Any]) -> None:
 
 def _global(name: str) -> _Name:
     if name not in _NAMES:
-        shown = ".".join(name.split(" "))
+        shown = ".".join(name.split(" "))[:100]  # of a damaged file it may be anything
         raise PickleError(f"it asks for {shown}, which is no array or plain type")
     return _Name(name)
 

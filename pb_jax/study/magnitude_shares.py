@@ -1,12 +1,12 @@
 """What another threshold would have frozen, by the histogram of the gradients behind a mask."""
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pb_jax.errors import UserError
+from pb_jax.reports.run_folder import arrays
 
 
 class Shares(NamedTuple):
@@ -51,10 +51,10 @@ def read(run: Path) -> Shares | None:
         return None
     path = steps[min(steps)]
     try:
-        with np.load(path, allow_pickle=False) as content:
-            counts = content["hist_counts"].sum(axis=0)
-            zeros, total = content["leaf_zeros"].sum(), content["leaf_sizes"].sum()
-            below = (zeros + np.concatenate([[0], np.cumsum(counts)])) / total
-            return Shares(content["hist_edges"], below)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        content = arrays(path)
+        counts = content["hist_counts"].sum(axis=0)
+        zeros, total = content["leaf_zeros"].sum(), content["leaf_sizes"].sum()
+        below = (zeros + np.concatenate([[0], np.cumsum(counts)])) / total
+        return Shares(content["hist_edges"], below)
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
