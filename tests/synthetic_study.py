@@ -77,7 +77,12 @@ def numbers(run):
 
 def write_run(workdir: Path, accuracy: float, frozen: float, threshold, epochs: int = 6) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    config = {"dataset": {"source_dir": "/home/someone/data", "data_dir": None}}
+    config = {
+        "seed": 0,
+        "model": {"name": "lenet5"},
+        "dataset": {"name": "mnist", "source_dir": "/home/someone/data", "data_dir": None},
+        "freeze": {"rule": "kde_otsu", "stop_epoch": None, "batches": 1},
+    }
     (workdir / "config.json").write_text(json.dumps(config))
     records = [
         {

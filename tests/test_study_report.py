@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from pb_jax.errors import UserError
-from pb_jax.study import read
+from pb_jax.study import read, write_report
 from pb_jax.study.__main__ import main
 from pb_jax.study.export import export
 from pb_jax.study.paper import PAPER
 from pb_jax.study.report import fill
+from tests.synthetic_run import mask_content, write_mask
 from tests.synthetic_study import write_study
 
 PATHS = {"dataset.source_dir": "/home/someone/data", "dataset.data_dir": "/scratch"}
@@ -138,21 +139,43 @@ def test_zero_gradients_are_those_of_full_training(tmp_path):
     ]
 
 
+def with_masks(folder):
+    """A study of which one run keeps two masks: 100 weights, of which 10 have no gradient."""
+    study = write_study(folder, seeds=2)
+    workdir = folder / next(run for run in study.runs if run.rule == "kde_otsu").folder
+    leaves = {"leaf_zeros": np.array([10, 0]), "leaf_sizes": np.array([60, 40])}
+    histograms = {
+        "hist_counts": np.array([[20, 20, 10], [20, 10, 10]]),
+        "hist_edges": np.array([0.1, 0.5, 1.0, 10.0]),
+    }
+    content = mask_content({"a.kernel": 60, "b.kernel": 40}, threshold=0.095, epoch=10)
+    write_mask(workdir, content)
+    write_mask(workdir, {**content, **leaves, **histograms, "step": 9, "frozen_fraction": 0.76})
+    return workdir
+
+
 def test_thresholds_are_applied_to_the_gradients_that_the_rule_saw(tmp_path):
-    study = write_study(tmp_path / "one", seeds=1)
-    run = next(run for run in study.runs if run.rule == "kde_otsu")
-    edges = np.array([0.1, 0.5, 1.0, 10.0])
-    leaves = {"leaf_zeros": [10, 0], "leaf_sizes": [60, 40]}
-    path = tmp_path / "one" / run.folder / "mask_step_9.npz"
-    np.savez(path, hist_edges=edges, hist_counts=[[20, 20, 10], [20, 10, 10]], **leaves)
-    np.savez(path.with_name("mask_step_10.npz"), hist_edges=edges)  # of a later mask
+    workdir = with_masks(tmp_path / "one")
     row = rows(filled(tmp_path, "thresholds one two"))[1]
     assert row[:5] == ["LeNet-5, MNIST, 110 epochs, seed 0", "0.5", "93.70", "0.095", "76.0"]
     assert row[5] == "50.0", "10 zeros and 40 of 100 weights are at most 0.5"
     assert float(row[6]) == pytest.approx(10 ** ((93.7 - 80) / 20), abs=1e-3)
-    path.write_bytes(b"x")
+    (workdir / "mask_step_9.npz").write_bytes(b"x")
     with pytest.raises(UserError, match="is damaged"):
         filled(tmp_path, "thresholds one")
+
+
+def test_the_figures_show_the_gradients_behind_the_first_mask(tmp_path):
+    with_masks(tmp_path / "one")
+    names = [path.name for path in write_report(tmp_path / "one") if path.suffix == ".png"]
+    assert names == ["curves.png", "accuracy_frozen.png", "layer_gradients.png", "gradients.png"]
+
+
+def test_other_data_do_not_stand_beside_the_papers(tmp_path):
+    write_study(tmp_path / "one", seeds=1, **{"dataset.name": "digits"})
+    table = rows(filled(tmp_path, "paper one", "thresholds one", "zeros one"))
+    assert sum(row[1] == "*not run*" for row in table) == 4
+    assert table[-1][:2] == ["LeNet-5, digits, 110 epochs", ""]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +196,7 @@ def test_an_export_has_no_paths_of_the_machine_and_makes_the_same_tables(tmp_pat
     study = write_study(tmp_path / "one", seeds=2, **PATHS)
     for run in study.runs:
         (tmp_path / "one" / run.folder / "checkpoints").mkdir()
-        (tmp_path / "one" / run.folder / "mask_step_9.npz").write_bytes(b"x")
+        write_mask(tmp_path / "one" / run.folder, {**mask_content(), "step": 9})
         (tmp_path / "one" / run.folder / "log.txt").write_text("/home/someone")
     assert main(["tables", str(tmp_path / "one")]) == 0
     assert main(["export", str(tmp_path / "one"), str(tmp_path / "results/one")]) == 0

@@ -5,6 +5,8 @@
 | `curves.png`, `curves_RULE.png` | loss, accuracy and its difference to full training over the \
 epochs, mean ± sd over the seeds (the paper's figure 3); with a grid, one figure a rule |
 | `accuracy_frozen.png` | accuracy against frozen share, each run and each cell |
+| `layer_gradients.png`, `gradients.png` | the gradients behind the first mask of `kde_otsu`, by \
+layers (the paper's figure 2) and all, with the threshold |
 | `sensitivity_KEY.png` | threshold, frozen share and accuracy by the values of a grid's key |
 """
 
@@ -18,11 +20,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pb_jax.errors import UserError
-from pb_jax.reports import style
+from pb_jax.reports import gradients, style
 from pb_jax.reports.style import in_style
 from pb_jax.study import paper
 from pb_jax.study.record import Study
-from pb_jax.study.results import FULL, Cell, Result, cells_of, full_training, score_title
+from pb_jax.study.results import (
+    FULL,
+    Cell,
+    Result,
+    cells_of,
+    first_mask,
+    full_training,
+    score_title,
+)
 from pb_jax.study.statistics import spread
 
 _LINES = ("-", "--", "-.", ":")
@@ -48,6 +58,9 @@ def write(folder: Path, study: Study, results: Sequence[Result]) -> list[Path]:
         by_label = _by_value(cells, key)
         if by_label:
             drawn[f"sensitivity_{key.rpartition('.')[2]}"] = draw_sensitivity(title, key, by_label)
+    if seen := first_mask(folder, cells):
+        drawn |= {"layer_gradients": gradients.draw_layers(*seen)}
+        drawn |= {"gradients": gradients.draw_all(*seen)}
     try:
         (folder / "figures").mkdir(exist_ok=True)
         return [
@@ -247,9 +260,11 @@ def draw_accuracy(title: str, cells: Sequence[Cell]) -> Figure:
 def _aside(shares: Sequence[float]) -> list[float]:
     """How far to move each share, so that those within a point do not hide one another.
 
+    By half a point at most, however many there are.
+
     Example:
-        >>> _aside([0.0, 84.0, 84.2, 93.7])
-        [0.0, -0.5, 0.5, 0.0]
+        >>> _aside([0.0, 84.0, 84.2, 93.7, 93.8, 94.0])
+        [0.0, -0.5, 0.5, -0.5, 0.0, 0.5]
     """
     groups: list[list[int]] = []
     for place in sorted(range(len(shares)), key=lambda place: shares[place]):
@@ -259,8 +274,8 @@ def _aside(shares: Sequence[float]) -> list[float]:
             groups.append([place])
     moved = [0.0] * len(shares)
     for group in groups:
-        for number, place in enumerate(group):
-            moved[place] = number - (len(group) - 1) / 2
+        for number, place in enumerate(group if len(group) > 1 else ()):
+            moved[place] = number / (len(group) - 1) - 0.5
     return moved
 
 

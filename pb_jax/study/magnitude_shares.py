@@ -1,12 +1,10 @@
 """What another threshold would have frozen, by the histogram of the gradients behind a mask."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from pb_jax.errors import UserError
-from pb_jax.reports.run_folder import arrays
+from pb_jax.reports.run_folder import Mask
 
 
 class Shares(NamedTuple):
@@ -37,24 +35,7 @@ class Shares(NamedTuple):
         return float(np.exp(np.interp(share, self.below, np.log(self.edges))))
 
 
-def read(run: Path) -> Shares | None:
-    """Of a run's first mask; None where its folder keeps none.
-
-    Args:
-        run: the run's folder, with `mask_step_{step}.npz`: see `pb_jax.training`.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    steps = {int(path.stem.rpartition("_")[2]): path for path in run.glob("mask_step_*.npz")}
-    if not steps:
-        return None
-    path = steps[min(steps)]
-    try:
-        content = arrays(path)
-        counts = content["hist_counts"].sum(axis=0)
-        zeros, total = content["leaf_zeros"].sum(), content["leaf_sizes"].sum()
-        below = (zeros + np.concatenate([[0], np.cumsum(counts)])) / total
-        return Shares(content["hist_edges"], below)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+def of(mask: Mask) -> Shares:
+    """What was seen when a mask was made, of all leaves together."""
+    seen = mask.zeros.sum() + np.concatenate([[0], np.cumsum(mask.counts.sum(axis=0))])
+    return Shares(mask.edges, seen / mask.sizes.sum())

@@ -7,7 +7,7 @@ class Paper(NamedTuple):
     """Of one network; shares and accuracies from 0 to 1.
 
     Attributes:
-        title: of network and data.
+        dataset: its name in `pb_jax.data`.
         threshold: t.
         full: accuracy of full training.
         frozen_accuracy: accuracy of partial backpropagation: the run shown, and the mean of three.
@@ -15,7 +15,7 @@ class Paper(NamedTuple):
         zeros: share of zero gradients in full training; None where the paper gives none.
     """
 
-    title: str
+    dataset: str
     threshold: float
     full: float
     frozen_accuracy: tuple[float, float]
@@ -24,16 +24,10 @@ class Paper(NamedTuple):
 
 
 PAPER = {
-    "vgg19": Paper(
-        "VGG19, CIFAR-10", 0.04, 0.8812, (0.8788, 0.8770), (0.7968, 0.8045), zeros=0.094
-    ),
-    "resnet110": Paper("ResNet-110, CIFAR-10", 0.19, 0.8372, (0.8281, 0.8283), (0.4985, 0.5153)),
-    "densenet121": Paper(
-        "DenseNet-121, CIFAR-10", 0.45, 0.8820, (0.8763, 0.8752), (0.6907, 0.6933)
-    ),
-    "lenet5": Paper(
-        "LeNet-5, MNIST", 0.50, 0.9925, (0.9922, 0.9922), (0.9370, 0.9236), zeros=0.318
-    ),
+    "vgg19": Paper("cifar10", 0.04, 0.8812, (0.8788, 0.8770), (0.7968, 0.8045), zeros=0.094),
+    "resnet110": Paper("cifar10", 0.19, 0.8372, (0.8281, 0.8283), (0.4985, 0.5153)),
+    "densenet121": Paper("cifar10", 0.45, 0.8820, (0.8763, 0.8752), (0.6907, 0.6933)),
+    "lenet5": Paper("mnist", 0.50, 0.9925, (0.9922, 0.9922), (0.9370, 0.9236), zeros=0.318),
 }
 """By the name of the network in `models`. All are of 110 epochs."""
 

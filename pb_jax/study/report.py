@@ -27,9 +27,11 @@ from pb_jax.study.paper import EPOCHS, PAPER, Paper, title
 from pb_jax.study.record import Study
 from pb_jax.study.results import (
     FULL,
+    PAPERS_RULE,
     Cell,
     Result,
     cells_of,
+    first_mask,
     full_training,
     random_control,
     read_result,
@@ -41,7 +43,6 @@ _BLOCK = re.compile(
     r"^(<!-- study: (?P<kind>\S+) ?(?P<arguments>[^\n]*?) -->\n).*?^(<!-- end -->)$",
     re.MULTILINE | re.DOTALL,
 )
-_RULE = "kde_otsu"
 
 
 class Measured(NamedTuple):
@@ -56,6 +57,12 @@ class Measured(NamedTuple):
     def network(self) -> str:
         """Its name in `models`."""
         return self.study.base["model.name"]
+
+    @property
+    def paper(self) -> Paper | None:
+        """What the paper reports of this network on this data; None: nothing."""
+        paper = PAPER.get(self.network)
+        return paper if paper and paper.dataset == self.study.base["dataset.name"] else None
 
     @property
     def title(self) -> str:
@@ -128,12 +135,12 @@ def _paper(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
     found: dict[str, list[Measured]] = {}
     for folder in arguments:
         measured = study_at(folder)
-        if measured is not None:
+        if measured is not None and measured.paper is not None:
             found.setdefault(measured.network, []).append(measured)
     for network, paper in PAPER.items():
         rows += [
             [
-                f"**{paper.title}**, {EPOCHS}",
+                f"**{title(network, paper.dataset)}**, {EPOCHS}",
                 "paper: full training",
                 f"{100 * paper.full:.2f}",
                 "",
@@ -169,7 +176,7 @@ def _beside(measured: Measured) -> list[list[str]]:
     rows, first = [], measured.title.rpartition(", ")[2]
     wanted = [measured.cell(FULL)]
     for cell in measured.cells:
-        if cell.results and (cell.label == _RULE or _is_papers(cell, PAPER[measured.network])):
+        if cell.results and (cell.label == PAPERS_RULE or _is_papers(cell, measured.paper)):
             wanted += [cell, random_control(cell, measured.cells)]
     for cell in wanted:
         if cell is None or not cell.results:
@@ -189,11 +196,11 @@ def _beside(measured: Measured) -> list[list[str]]:
     return rows
 
 
-def _is_papers(cell: Cell, paper: Paper) -> bool:
+def _is_papers(cell: Cell, paper: Paper | None) -> bool:
     """Whether it freezes the paper's share, or by its threshold, with nothing else set."""
     settings = next(iter(cell.results.values())).run.settings
     own = {key: value for key, value in settings.items() if key.startswith("freeze.")}
-    return own in (
+    return paper is not None and own in (
         {"freeze.rule": "quantile", "freeze.frozen": paper.frozen[0]},
         {"freeze.rule": "fixed_threshold", "freeze.threshold": paper.threshold},
     )
@@ -281,7 +288,7 @@ def _zeros(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
         if measured is None or cell is None:
             rows.append([_title(folder), "", "*not run*", ""])
             continue
-        paper = PAPER.get(measured.network)
+        paper = measured.paper
         given = "" if paper is None or paper.zeros is None else f"{100 * paper.zeros:.1f}"
         zeros: Spread = spread([result.zero_gradients for result in cell.results.values()])
         rows.append([measured.title, given, plus_minus(zeros, 100, digits=1), f"{zeros.n}"])
@@ -301,22 +308,22 @@ def _thresholds(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
     rows = []
     for folder in arguments:
         measured = study_at(folder)
-        cell = None if measured is None else measured.cell(_RULE)
-        paper = None if measured is None else PAPER.get(measured.network)
-        if measured is None or cell is None or paper is None:
+        paper = None if measured is None else measured.paper
+        seen = None if measured is None else first_mask(measured.place, measured.cells)
+        if measured is None or paper is None or seen is None:
             rows.append([_title(folder), *[""] * (len(head) - 2), "*not run*"])
             continue
-        one = next(iter(cell.results.values()))
-        seen = magnitude_shares.read(measured.place / one.run.folder)
+        run, mask = seen
+        shares = magnitude_shares.of(mask)
         rows.append(
             [
-                f"{measured.title}, seed {one.run.seed}",
+                f"{measured.title}, seed {run.config['seed']}",
                 f"{paper.threshold:g}",
                 f"{100 * paper.frozen[0]:.2f}",
-                f"{one.summary['threshold']:.3f}",
-                f"{100 * one.summary['frozen_fraction']:.1f}",
-                "" if seen is None else f"{100 * seen.at(paper.threshold):.1f}",
-                "" if seen is None else f"{seen.threshold(paper.frozen[0]):.3f}",
+                f"{mask.threshold:.3f}",
+                f"{100 * mask.frozen_fraction:.1f}",
+                f"{100 * shares.at(paper.threshold):.1f}",
+                f"{shares.threshold(paper.frozen[0]):.3f}",
             ]
         )
     return aligned(head, rows)
@@ -325,7 +332,7 @@ def _thresholds(arguments: Sequence[str], study_at: StudyAt) -> list[str]:
 def _title(folder: str) -> str:
     """What to call a study that has not been made."""
     network = Path(folder).name
-    return PAPER[network].title if network in PAPER else network
+    return title(network, PAPER[network].dataset) if network in PAPER else network
 
 
 def hardware(cells: Sequence[Cell]) -> str:

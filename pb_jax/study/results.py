@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pb_jax.errors import UserError
+from pb_jax.reports.run_folder import Mask, read_run
+from pb_jax.reports.run_folder import Run as RunFolder
 from pb_jax.study.choices import HOW_FROZEN
 from pb_jax.study.plan import SHARE, Run, cell_title
 from pb_jax.study.statistics import Spread, paired, spread
@@ -22,6 +24,7 @@ SCORES = {
 FULL = "none"
 _NEEDED = ("steps", "final_val_accuracy", "frozen_fraction", "seconds")
 CONTROL = "random"
+PAPERS_RULE = "kde_otsu"
 _SAME_SHARE = 0.01  # groups of weights come no nearer to one another
 
 
@@ -200,6 +203,24 @@ def _setting(cell: Cell, key: str) -> object:
 
 def _first(cells: Sequence[Cell], fits: Callable[[Cell], bool]) -> Cell | None:
     return next(filter(fits, cells), None)
+
+
+def first_mask(folder: Path, cells: Sequence[Cell]) -> tuple[RunFolder, Mask] | None:
+    """The first mask that the paper's rule has made, of the runs in the study's folder `folder`.
+
+    Returns:
+        The run and the mask; None where none is kept.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for cell in cells:
+        for result in cell.results.values() if cell.rule == PAPERS_RULE else ():
+            workdir = folder / result.run.folder
+            if any(workdir.glob("mask_step_*.npz")):
+                run = read_run(workdir)
+                return run, run.masks[0]
+    return None
 
 
 def check_some(results: Sequence[Result], folder: Path) -> None:

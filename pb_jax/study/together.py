@@ -127,7 +127,8 @@ def run_groups(
                 waiting[:0] = [left[:half], left[half:]]  # who gives a share is before who takes it
                 said = f"not enough memory for {len(left)} runs side by side: trained in halves"
             else:
-                said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+                first, _, _ = str(error).strip().partition("\n")
+                said = f"{type(error).__name__}: {first[:200]}"
                 failures += [Failure(run, f"{said}; see {_logged(folder, run)}") for run in left]
             print(said, file=stream or sys.stdout, flush=True)
     return True, failures
