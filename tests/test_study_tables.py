@@ -116,15 +116,6 @@ def test_minutes_are_those_of_the_median_epoch(tmp_path):
     assert markdown(study, results_of(tmp_path)).splitlines()[-1].endswith("| 1.0 |")
 
 
-def test_the_control_starts_when_the_rule_does(tmp_path):
-    rules = "kde_otsu:start_epoch=1,label=first,random@first:start_epoch=3,label=later"
-    write_study(tmp_path, f"none,{rules},random@first:label=same", seeds=1)
-    found = cells(tmp_path)
-    everything = list(found.values())
-    assert random_control(found["first"], everything) is found["same"]
-    assert random_control(found["first"], everything[:-1]) is None
-
-
 def test_a_rule_that_froze_another_share_than_it_was_asked_has_no_control(tmp_path):
     study = write_study(tmp_path, "none,quantile:frozen=0.9,label=q,random:frozen=0.9", seeds=1)
     found = cells(tmp_path)
@@ -135,13 +126,17 @@ def test_a_rule_that_froze_another_share_than_it_was_asked_has_no_control(tmp_pa
     assert random_control(found["q"], [*found.values()]) is None
 
 
-def test_the_control_is_the_one_of_the_same_granularity(tmp_path):
-    rules = "kde_otsu:granularity=channel,label=channels,random@channels:granularity=element"
-    write_study(tmp_path, f"none,{rules},label=single,random@channels", seeds=1)
+@pytest.mark.parametrize(
+    ("how", "another"),
+    [("granularity=channel", "granularity=element"), ("start_epoch=1", "start_epoch=3")],
+)
+def test_the_control_freezes_when_and_how_the_rule_does(tmp_path, how, another):
+    rules = f"kde_otsu:{how},label=rule,random@rule:{another},label=another,random@rule:label=same"
+    write_study(tmp_path, f"none,{rules}", seeds=1)
     found = cells(tmp_path)
     everything = list(found.values())
-    assert random_control(found["channels"], everything) is found["random@channels"]
-    assert random_control(found["channels"], everything[:-1]) is None
+    assert random_control(found["rule"], everything) is found["same"]
+    assert random_control(found["rule"], everything[:-1]) is None
 
 
 def test_granularities_are_compared_with_their_own(tmp_path):
