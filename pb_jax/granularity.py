@@ -12,7 +12,7 @@ from jax import Array
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice
 from pb_jax.rules import RandomRule, Rule, Selection, check_rule, on_devices
-from pb_jax.sharding import alike
+from pb_jax.sharding import alike, everywhere
 
 GRANULARITIES = ("element", "channel", "leaf")
 # Orders in which random groups are taken: the first is kept that misses the share by less than a
@@ -101,11 +101,13 @@ def _scores(tree: Any, granularity: str) -> Any:
             return leaf
         (value,) = mag.magnitudes(leaf)
         axes = _axes(value.shape, granularity)
+        # Not left to the maximum of NaN, which XLA:CPU may lose, and devices that exchange theirs.
+        value = jnp.where(jnp.isfinite(value), value, jnp.inf)
         low = jnp.min(value, axes, keepdims=True)
         high = jnp.max(value, axes, keepdims=True)
         members = math.prod(value.shape[axis] for axis in axes)
         mean = mag.exact_mean([value], members, low, high, axes)
-        mean = jnp.where(jnp.isfinite(high), mean, jnp.nan)  # which is not frozen
+        mean = jnp.where(high < jnp.inf, mean, jnp.nan)  # which is not frozen
         mean, _ = mag.settled(mean, high)  # or else it is computed again for each entry
         return alike(jnp.broadcast_to(mean, value.shape), leaf)
 
@@ -130,7 +132,7 @@ def _random(rule: RandomRule, granularity: str) -> Rule:
         draw = _of_all if rule.scope == "global" else _of_each
         masks = [jnp.ones(shape, bool) for shape in shapes]
         for position, frozen in zip(floating, draw(key, rule.frozen, counts, sizes), strict=True):
-            shape = shapes[position]
+            shape, frozen = shapes[position], everywhere(frozen, grads)
             masks[position] = jnp.broadcast_to(~(frozen if shape else frozen[0]), shape)
         masks = [alike(mask, leaf) for mask, leaf in zip(masks, leaves, strict=True)]
         nan = jnp.array(jnp.nan, jnp.float32)

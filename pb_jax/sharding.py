@@ -31,9 +31,18 @@ def alike(array: Array, leaf: Any) -> Array:
     mesh = mesh_of(leaf)
     if mesh is None or AxisType.Auto not in mesh.axis_types:
         return array
-    # An operation on both, entry by entry: the compiler splits its operands the same way, and only
-    # then sees that nothing needs to be computed.
-    return lax.select(leaf == leaf, array, array)
+    # An operation on all of them, entry by entry: the compiler splits its operands the same way. That
+    # it compares and chooses between equals must not be seen before, or it is no operation.
+    one, same, *both = lax.optimization_barrier((leaf, leaf, array, array))
+    return lax.select(one == same, *both)
+
+
+def everywhere(array: Array, tree: Any) -> Array:
+    """The array, whole on each of the devices over which the leaves of a tree are split."""
+    mesh = mesh_of(tree)
+    if mesh is None or AxisType.Auto not in mesh.axis_types:
+        return array
+    return lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec()))
 
 
 def automatically(function: Callable[..., Any], out: Any, tree: Any, *args: Any) -> Any:

@@ -170,8 +170,10 @@ def test_zeros_belong_to_the_mean_and_groups_of_zeros_are_frozen():
 
 
 @pytest.mark.parametrize("name", ["quantile", "kde_otsu", "mean_threshold by leaf"])
-def test_a_group_that_is_not_finite_goes_on_training(name):
-    kernel = jnp.asarray(np.random.default_rng(1).exponential(size=(6, 40)), jnp.float32)
+@pytest.mark.parametrize("members", [6, 256])  # XLA:CPU loses NaN in some maxima
+def test_a_group_that_is_not_finite_goes_on_training(name, members):
+    shape = (members, 48)
+    kernel = jnp.asarray(np.random.default_rng(1).exponential(size=shape), jnp.float32)
     kernel = kernel.at[2, 3].set(np.nan).at[1, 7].set(-np.inf).at[:, 5].set(0.0)
     mask = judged(pb_jax.by_group(RULES[name]), kernel).mask
     assert np.all(mask[:, jnp.array([3, 7])])
