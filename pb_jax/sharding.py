@@ -31,8 +31,8 @@ def alike(array: Array, leaf: Any) -> Array:
     mesh = mesh_of(leaf)
     if mesh is None or AxisType.Auto not in mesh.axis_types:
         return array
-    # An operation on all of them, entry by entry: the compiler splits its operands the same way. That
-    # it compares and chooses between equals must not be seen before, or it is no operation.
+    # An operation on all of them, entry by entry: the compiler splits its operands the same way.
+    # That it compares and chooses between equals must not be seen before, or it is no operation.
     one, same, *both = lax.optimization_barrier((leaf, leaf, array, array))
     return lax.select(one == same, *both)
 
