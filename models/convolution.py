@@ -7,6 +7,10 @@ compile the step with `compiler_options("cpu")`. Weight gradients, 1 x 1 kernels
 images of few channels are matrix products here, because XLA's own ways to compute them are slow;
 3 x 3 kernels with many channels go Winograd's way (`models.winograd`), which has fewer products.
 
+Newer versions of XLA can hand convolutions and products to oneDNN, PyTorch's library for x86. The
+same options ask for it where it is there and JAX's persistent compilation cache is not in use,
+which cannot keep such programs.
+
 The choice is made when a program is lowered, so that one traced program serves every platform.
 """
 
@@ -26,16 +30,25 @@ _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
 _FEW_CHANNELS = 8  # so few that neighbours are computed together
-_MANY_CHANNELS = 32  # of weight gradients that are products of rows, in or out
-_SOME_CHANNELS = 12  # the same, both in and out
+_SOME_CHANNELS = 12  # of weight gradients that are products of rows, both in and out
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
+_WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
+
+_ONE_DNN: dict[str, str | bool] = {
+    "xla_cpu_experimental_onednn_custom_call": True,
+    # Sums are all that is left to the library that would take convolutions and products first.
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+}
 
 
-def compiler_options(platform: str) -> dict[str, str]:
+def compiler_options(platform: str) -> dict[str, str | bool]:
     """What to give to `jax.jit(compiler_options=...)` for a step that trains these networks.
 
     Args:
         platform: "cpu", or any other that JAX knows.
+
+    Returns:
+        Names of options and their values. Set JAX's compilation cache before, or not at all.
 
     Example:
         >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options("cpu"))
@@ -44,8 +57,29 @@ def compiler_options(platform: str) -> dict[str, str]:
     """
     if platform == "cpu":
         # The pass removes optimization barriers before fusion.
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        options: dict[str, str | bool] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        return options | _ONE_DNN if _asks_for_one_dnn() else options
     return {}
+
+
+def _asks_for_one_dnn() -> bool:
+    config: Any = jax.config  # whose attributes are not declared
+    cached = config.jax_enable_compilation_cache and config.jax_compilation_cache_dir
+    return not cached and _has_one_dnn()
+
+
+@functools.cache
+def _has_one_dnn() -> bool:
+    """Whether XLA:CPU takes the options, and calls oneDNN then."""
+    image = jax.ShapeDtypeStruct((1, 8, 8, 16), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)
+    stock = functools.partial(_stock, window=_Window((1, 1), ((1, 1), (1, 1)), None))
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            lowered = jax.jit(stock, compiler_options=_ONE_DNN).lower(image, kernel)
+            return "__onednn$convolution" in str(lowered.compile().as_text())
+    except RuntimeError:  # no such option, or no CPU beside another platform
+        return False
 
 
 def materialised(x: jax.Array) -> jax.Array:
@@ -193,7 +227,7 @@ def _gradients(
 
 
 def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    if _suits_winograd(x, kernel, window):
+    if _suits_winograd(x, kernel, window) and _many_for_winograd(kernel):
         return winograd.convolution(_padded(x, window.padding), kernel, window.precision)
     by_patches = _one_product(x, kernel) or kernel.shape[2] <= _COLOURS
     return (_by_patches if by_patches else _stock)(x, kernel, window)
@@ -208,7 +242,7 @@ def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
-    if _suits_winograd(x, kernel, window):
+    if _suits_winograd(x, kernel, window) and _many_for_winograd(kernel):
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         around = _padded(cotangent, _turned(window.padding, kernel))
         for_x = winograd.convolution(around, turned, window.precision)
@@ -237,6 +271,11 @@ def _suits_winograd(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
     )
 
 
+def _many_for_winograd(kernel: jax.Array) -> bool:
+    """Whether Winograd's way is faster than XLA's, which for weight gradients it always is."""
+    return not _asks_for_one_dnn() or max(kernel.shape[2:]) >= _WINOGRAD_BESIDE_ONE_DNN
+
+
 def _turned(
     padding: tuple[tuple[int, int], tuple[int, int]], kernel: jax.Array
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -253,29 +292,79 @@ def _kernel_gradient(
     height, width, inputs, outputs = kernel.shape
     if _suits_winograd(x, kernel, window):
         return winograd.kernel_gradient(_padded(x, window.padding), cotangent, window.precision)
-    many = max(inputs, outputs) >= _MANY_CHANNELS
     if 1 < inputs <= _COLOURS and outputs > 2 * _FEW_CHANNELS:
         return jax.vjp(lambda kernel: _by_patches(x, kernel, window), kernel)[1](cotangent)[0]
-    if not many or min(inputs, outputs) < _SOME_CHANNELS or window.strides != (1, 1):
+    (top, bottom), (left, right) = window.padding
+    down, across = height // 2, width // 2
+    plain = (
+        window.strides == (1, 1)
+        and height % 2 == width % 2 == 1
+        and 0 <= min(top, bottom) <= max(top, bottom) <= down
+        and 0 <= min(left, right) <= max(left, right) <= across
+    )
+    if not plain or min(inputs, outputs) < _SOME_CHANNELS:
         return jax.vjp(lambda kernel: _stock(x, kernel, window), kernel)[1](cotangent)[0]
-    # Taps are gathered across only; those down are slices of whole rows, one product each.
-    if outputs > inputs:
-        rows = lax.optimization_barrier(_shifted(_padded(x, window.padding), width, 2))
-        length = cotangent.shape[1]
-        parts = [
-            _product("nhwi,nhwo->io", rows[:, i : i + length], cotangent, window)
-            for i in range(height)
-        ]
-        return jnp.stack(parts).reshape(kernel.shape)
-    around = _padded(cotangent, _turned(window.padding, kernel))
-    rows = lax.optimization_barrier(_shifted(around, width, 2))
-    length = x.shape[1]
-    parts = [
-        _product("nhwi,nhwo->io", x, rows[:, i : i + length], window)
-        for i in reversed(range(height))
+    # As large as the images, which then need no padding.
+    cotangent = _padded(cotangent, ((down - top, down - bottom), (across - left, across - right)))
+    if inputs <= outputs:
+        return _taps(x, cotangent, kernel, window)
+    # What one sees of the other to its right, the other sees to its left.
+    return _taps(cotangent, x, kernel, window)[::-1, ::-1].swapaxes(2, 3)
+
+
+def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    """For each tap of the kernel the product of `a`, moved by that much, with `b`, over all pixels.
+
+    Args:
+        a: (N, H, W, C), with the fewer channels.
+        b: (N, H, W, D).
+        kernel: its first two lengths, which are odd, count.
+        window: its precision counts.
+
+    Returns:
+        Of the shape (height, width, C, D).
+    """
+    height, width = kernel.shape[:2]
+    down, across = height // 2, width // 2
+    n, rows, columns, channels = a.shape
+    # Neighbours in a row see much of the same: less is gathered, and the products are wider.
+    together = _in_one_product(max(channels, b.shape[3]))
+    if columns % together or across > together:
+        together = 1
+    blocks = a.reshape(n, rows, columns // together, together * channels)
+    if together == 1:
+        parts = [_moved(a, 2, across - i) for i in range(width)]
+    else:
+        inside, edge = (together - across) * channels, across * channels
+        parts = [_moved(blocks[..., inside:], 2, 1), blocks, _moved(blocks[..., :edge], 2, -1)]
+    seen = lax.optimization_barrier(jnp.concatenate(parts, 3))
+    products = [
+        jnp.einsum(
+            "nhwi,nhwo->io",
+            seen,
+            _moved(b, 1, i - down).reshape(*blocks.shape[:3], -1),
+            precision=window.precision,
+            preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+        ).reshape(-1, channels, together, b.shape[3])
+        for i in range(height)
     ]
-    gathered = jnp.stack(parts).reshape(height, inputs, width, outputs)
-    return gathered[:, :, ::-1].transpose(0, 2, 1, 3)
+    # The tap is where a neighbour lies, as seen from one of those together.
+    taps = [sum(p[i + j, :, i] for i in range(together)) for p in products for j in range(width)]
+    return jnp.stack(taps).reshape(height, width, channels, -1).astype(a.dtype)
+
+
+def _in_one_product(channels: int) -> int:
+    """How many neighbours in a row are best computed as one, of so many channels."""
+    if channels <= 16:
+        return 4
+    return 2 if channels <= 32 and _asks_for_one_dnn() else 1
+
+
+def _moved(x: jax.Array, axis: int, steps: int) -> jax.Array:
+    """`x`, moved along an axis; zeros where nothing comes from."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (steps, -steps, 0)
+    return lax.pad(x, jnp.zeros([], x.dtype), config)
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
@@ -335,5 +424,9 @@ def _padded(x: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> j
 
 def _product(spec: str, a: jax.Array, b: jax.Array, window: _Window) -> jax.Array:
     return jnp.einsum(
-        spec, a, b, precision=window.precision, preferred_element_type=jnp.float32
+        spec,
+        a,
+        b,
+        precision=window.precision,
+        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
     ).astype(a.dtype)

@@ -5,16 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export, lax
+from jax.experimental.compilation_cache import compilation_cache
 
 from models.convolution import compiler_options, convolution, materialised
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-
 # Images, kernel, strides, padding.
 CASES = {
     "narrow": ((2, 9, 7, 16), (3, 3, 16, 16), (1, 1), ((1, 1), (1, 1))),
     "to fewer": ((2, 9, 7, 40), (3, 3, 40, 33), (1, 1), ((1, 1), (1, 1))),
     "to more": ((2, 9, 7, 33), (3, 3, 33, 40), (1, 1), ((1, 1), (1, 1))),
+    "four together": ((2, 9, 8, 16), (3, 3, 16, 12), (1, 1), ((1, 1), (1, 1))),
+    "four together, to more": ((2, 9, 8, 12), (3, 3, 12, 16), (1, 1), ((0, 1), (1, 0))),
+    "four together, valid": ((2, 9, 8, 13), (5, 5, 13, 16), (1, 1), "VALID"),
+    "four together, wide kernel": ((2, 9, 16, 12), (3, 9, 12, 12), (1, 1), "SAME"),
+    "wider than four together": ((2, 9, 16, 12), (1, 11, 12, 12), (1, 1), "SAME"),
+    "two together": ((2, 9, 6, 20), (3, 3, 20, 32), (1, 1), ((1, 1), (1, 1))),
+    "column": ((2, 9, 8, 16), (5, 1, 16, 16), (1, 1), "SAME"),
+    "even kernel": ((2, 9, 8, 16), (4, 3, 16, 16), (1, 1), "SAME"),
     "bottleneck": ((2, 8, 8, 48), (3, 3, 48, 12), (1, 1), ((1, 1), (1, 1))),
     "uneven padding, to more": ((2, 9, 7, 33), (3, 2, 33, 40), (1, 1), ((0, 2), (1, 0))),
     "wide padding": ((2, 9, 7, 40), (3, 3, 40, 33), (1, 1), ((3, 3), (3, 4))),
@@ -48,15 +56,11 @@ def arrays(images, kernel, dtype=jnp.float32):
     return normal(images, 0, dtype), normal(kernel, 1, dtype)
 
 
-def values_and_gradients(functions, x, kernel, settings):
-    @functools.partial(jax.jit, compiler_options=compiler_options("cpu"))
+def values_and_gradients(function, x, kernel, settings, options=None):
+    @functools.partial(jax.jit, compiler_options=options)
     def run(x, kernel):
-        results = []
-        for function in functions:
-            y, back = jax.vjp(functools.partial(function, **settings), x, kernel)
-            cotangent = normal(y.shape, 2, y.dtype)
-            results.append((y, *back(cotangent)))
-        return results
+        y, back = jax.vjp(functools.partial(function, **settings), x, kernel)
+        return (y, *back(normal(y.shape, 2, y.dtype)))
 
     return run(x, kernel)
 
@@ -69,24 +73,62 @@ def assert_close(ours, stock, tolerance):
         np.testing.assert_allclose(got, wanted, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_same_as_the_stock_one(case):
+def assert_same_as_the_stock_one(case):
     images, kernel, strides, padding = CASES[case]
     settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
     x, kernel = arrays(images, kernel)
-    both = (convolution, lax.conv_general_dilated)
-    ours, stock = values_and_gradients(both, x, kernel, settings)
+    ours = values_and_gradients(convolution, x, kernel, settings, compiler_options("cpu"))
+    stock = values_and_gradients(lax.conv_general_dilated, x, kernel, settings)
     assert_close(ours, stock, 2e-6)
 
 
-@pytest.mark.parametrize("case", ["to fewer", "tiny", "pointwise"])
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_the_stock_one(case):
+    assert_same_as_the_stock_one(case)
+
+
+@pytest.fixture
+def without_cache():
+    """No compilation cache, which oneDNN's programs cannot be written to."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()
+
+
+def test_same_as_the_stock_one_by_one_dnn(without_cache):
+    if set(compiler_options("cpu")) == {"xla_disable_hlo_passes"}:
+        pytest.skip("this XLA does not call oneDNN")
+    for case in CASES:
+        assert_same_as_the_stock_one(case)
+
+
+def test_one_dnn_only_without_a_compilation_cache():
+    assert set(compiler_options("cpu")) == {"xla_disable_hlo_passes"}
+
+
+@pytest.mark.parametrize("case", ["four together", "to fewer", "pointwise"])
+def test_float64(case):
+    images, kernel, strides, padding = CASES[case]
+    settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
+    with jax.enable_x64():
+        x, kernel = arrays(images, kernel, jnp.float64)
+        ours = values_and_gradients(convolution, x, kernel, settings, compiler_options("cpu"))
+        stock = values_and_gradients(lax.conv_general_dilated, x, kernel, settings)
+        for got, wanted in zip(ours, stock, strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-12 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("case", ["four together", "to fewer", "tiny", "pointwise"])
 def test_bfloat16_within_its_rounding(case):
     images, kernel, strides, padding = CASES[case]
     settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
     x, kernel = arrays(images, kernel, jnp.bfloat16)
-    (ours,) = values_and_gradients([convolution], x, kernel, settings)
+    ours = values_and_gradients(convolution, x, kernel, settings, compiler_options("cpu"))
     wide = (x.astype(jnp.float32), kernel.astype(jnp.float32))
-    (exact,) = values_and_gradients([lax.conv_general_dilated], *wide, settings)
+    exact = values_and_gradients(lax.conv_general_dilated, *wide, settings)
     exact = [value.astype(jnp.bfloat16) for value in exact]
     assert_close(ours, exact, 2**-7)
 
@@ -100,7 +142,8 @@ def test_what_is_not_plain_goes_to_the_stock_one():
         ((2, 4, 8, 7), (6, 4, 3, 3), {"dimension_numbers": None}),
     ):
         arguments = (*arrays(images, kernel), settings | special)
-        ours, stock = values_and_gradients([convolution, lax.conv_general_dilated], *arguments)
+        ours = values_and_gradients(convolution, *arguments)
+        stock = values_and_gradients(lax.conv_general_dilated, *arguments)
         for got, wanted in zip(ours, stock, strict=True):
             np.testing.assert_array_equal(got, wanted)
 
