@@ -15,6 +15,7 @@ The choice is made when a program is lowered, so that one traced program serves 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ _FEW_CHANNELS = 8  # so few that neighbours are computed together
 _SOME_CHANNELS = 12  # of weight gradients that are products of rows, both in and out
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 _WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
+_PIECE = 2_700_000  # bytes of a batch that are best worked on at a time, near what a cache holds
+_PIECES = 64  # at most: each takes some time to begin with
 
 _ONE_DNN: dict[str, str | bool] = {
     "xla_cpu_experimental_onednn_custom_call": True,
@@ -307,9 +310,29 @@ def _kernel_gradient(
     # As large as the images, which then need no padding.
     cotangent = _padded(cotangent, ((down - top, down - bottom), (across - left, across - right)))
     if inputs <= outputs:
-        return _taps(x, cotangent, kernel, window)
+        return _sum_of_pieces(x, cotangent, kernel, window)
     # What one sees of the other to its right, the other sees to its left.
-    return _taps(cotangent, x, kernel, window)[::-1, ::-1].swapaxes(2, 3)
+    return _sum_of_pieces(cotangent, x, kernel, window)[::-1, ::-1].swapaxes(2, 3)
+
+
+def _sum_of_pieces(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    """`_taps` of all images, a few at a time where all of them are too many for the caches."""
+    images = a.shape[0]
+    enough = (a.size + b.size) * a.dtype.itemsize / _PIECE
+    counts = (n for n in range(math.ceil(enough), _PIECES + 1) if images % n == 0)
+    pieces = next(counts, 1) if enough > 3 and _asks_for_one_dnn() else 1
+    if pieces == 1:
+        return _taps(a, b, kernel, window).astype(a.dtype)
+
+    def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _taps(*piece, kernel, window), None
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(pieces, images // pieces, *x.shape[1:])
+
+    taps = jax.eval_shape(lambda a, b: _taps(a, b, kernel, window), a, b)
+    nothing = jnp.zeros(taps.shape, taps.dtype)
+    return lax.scan(add, nothing, (split(a), split(b)))[0].astype(a.dtype)
 
 
 def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
@@ -322,7 +345,7 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
         window: its precision counts.
 
     Returns:
-        Of the shape (height, width, C, D).
+        Of the shape (height, width, C, D), float32 at least.
     """
     height, width = kernel.shape[:2]
     down, across = height // 2, width // 2
@@ -338,11 +361,12 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
         inside, edge = (together - across) * channels, across * channels
         parts = [_moved(blocks[..., inside:], 2, 1), blocks, _moved(blocks[..., :edge], 2, -1)]
     seen = lax.optimization_barrier(jnp.concatenate(parts, 3))
+    pixels = n * rows * columns // together
     products = [
         jnp.einsum(
-            "nhwi,nhwo->io",
-            seen,
-            _moved(b, 1, i - down).reshape(*blocks.shape[:3], -1),
+            "ni,no->io",
+            seen.reshape(pixels, -1),
+            _moved(b, 1, i - down).reshape(pixels, -1),
             precision=window.precision,
             preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
         ).reshape(-1, channels, together, b.shape[3])
@@ -350,7 +374,7 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
     ]
     # The tap is where a neighbour lies, as seen from one of those together.
     taps = [sum(p[i + j, :, i] for i in range(together)) for p in products for j in range(width)]
-    return jnp.stack(taps).reshape(height, width, channels, -1).astype(a.dtype)
+    return jnp.stack(taps).reshape(height, width, channels, -1)
 
 
 def _in_one_product(channels: int) -> int:

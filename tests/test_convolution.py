@@ -7,6 +7,7 @@ import pytest
 from jax import export, lax
 from jax.experimental.compilation_cache import compilation_cache
 
+import models.convolution
 from models.convolution import compiler_options, convolution, materialised
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -22,6 +23,7 @@ CASES = {
     "wider than four together": ((2, 9, 16, 12), (1, 11, 12, 12), (1, 1), "SAME"),
     "two together": ((2, 9, 6, 20), (3, 3, 20, 32), (1, 1), ((1, 1), (1, 1))),
     "column": ((2, 9, 8, 16), (5, 1, 16, 16), (1, 1), "SAME"),
+    "pieces": ((6, 8, 8, 16), (3, 3, 16, 16), (1, 1), "SAME"),
     "even kernel": ((2, 9, 8, 16), (4, 3, 16, 16), (1, 1), "SAME"),
     "bottleneck": ((2, 8, 8, 48), (3, 3, 48, 12), (1, 1), ((1, 1), (1, 1))),
     "uneven padding, to more": ((2, 9, 7, 33), (3, 2, 33, 40), (1, 1), ((0, 2), (1, 0))),
@@ -73,18 +75,18 @@ def assert_close(ours, stock, tolerance):
         np.testing.assert_allclose(got, wanted, atol=tolerance * np.abs(wanted).max())
 
 
-def assert_same_as_the_stock_one(case):
+def assert_same_as_the_stock_one(case, options):
     images, kernel, strides, padding = CASES[case]
     settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
     x, kernel = arrays(images, kernel)
-    ours = values_and_gradients(convolution, x, kernel, settings, compiler_options("cpu"))
+    ours = values_and_gradients(convolution, x, kernel, settings, options)
     stock = values_and_gradients(lax.conv_general_dilated, x, kernel, settings)
     assert_close(ours, stock, 2e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_same_as_the_stock_one(case):
-    assert_same_as_the_stock_one(case)
+    assert_same_as_the_stock_one(case, compiler_options("cpu"))
 
 
 @pytest.fixture
@@ -102,7 +104,14 @@ def test_same_as_the_stock_one_by_one_dnn(without_cache):
     if set(compiler_options("cpu")) == {"xla_disable_hlo_passes"}:
         pytest.skip("this XLA does not call oneDNN")
     for case in CASES:
-        assert_same_as_the_stock_one(case)
+        assert_same_as_the_stock_one(case, compiler_options("cpu"))
+
+
+@pytest.mark.parametrize("case", ["four together", "two together", "winograd, valid", "pieces"])
+def test_what_is_chosen_beside_one_dnn(case, monkeypatch):
+    monkeypatch.setattr(models.convolution, "_asks_for_one_dnn", lambda: True)
+    monkeypatch.setattr(models.convolution, "_PIECE", 10_000)
+    assert_same_as_the_stock_one(case, None)
 
 
 def test_one_dnn_only_without_a_compilation_cache():
