@@ -15,7 +15,6 @@ The choice is made when a program is lowered, so that one traced program serves 
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ _FEW_CHANNELS = 8  # so few that neighbours are computed together
 _SOME_CHANNELS = 12  # of weight gradients that are products of rows, both in and out
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 _WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
-_PIECE = 2_700_000  # bytes of a batch that are best worked on at a time, near what a cache holds
+_PIECE = 1_900_000  # bytes of a batch that are best worked on at a time, near what a cache holds
 _PIECES = 64  # at most: each takes some time to begin with
 
 _ONE_DNN: dict[str, str | bool] = {
@@ -318,11 +317,11 @@ def _kernel_gradient(
 def _sum_of_pieces(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     """`_taps` of all images, a few at a time where all of them are too many for the caches."""
     images = a.shape[0]
-    enough = (a.size + b.size) * a.dtype.itemsize / _PIECE
-    counts = (n for n in range(math.ceil(enough), _PIECES + 1) if images % n == 0)
-    pieces = next(counts, 1) if enough > 3 and _asks_for_one_dnn() else 1
-    if pieces == 1:
+    best = (a.size + b.size) * a.dtype.itemsize / _PIECE
+    if best < 2.5 or not _asks_for_one_dnn():
         return _taps(a, b, kernel, window).astype(a.dtype)
+    counts = [n for n in range(1, _PIECES + 1) if images % n == 0]
+    pieces = min(counts, key=lambda n: max(n / best, best / n))
 
     def add(total: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + _taps(*piece, kernel, window), None
@@ -379,9 +378,9 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
 
 def _in_one_product(channels: int) -> int:
     """How many neighbours in a row are best computed as one, of so many channels."""
-    if channels <= 16:
-        return 4
-    return 2 if channels <= 32 and _asks_for_one_dnn() else 1
+    if channels > 16:
+        return 1
+    return 2 if _asks_for_one_dnn() else 4
 
 
 def _moved(x: jax.Array, axis: int, steps: int) -> jax.Array:

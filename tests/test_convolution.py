@@ -21,7 +21,6 @@ CASES = {
     "four together, valid": ((2, 9, 8, 13), (5, 5, 13, 16), (1, 1), "VALID"),
     "four together, wide kernel": ((2, 9, 16, 12), (3, 9, 12, 12), (1, 1), "SAME"),
     "wider than four together": ((2, 9, 16, 12), (1, 11, 12, 12), (1, 1), "SAME"),
-    "two together": ((2, 9, 6, 20), (3, 3, 20, 32), (1, 1), ((1, 1), (1, 1))),
     "column": ((2, 9, 8, 16), (5, 1, 16, 16), (1, 1), "SAME"),
     "pieces": ((6, 8, 8, 16), (3, 3, 16, 16), (1, 1), "SAME"),
     "even kernel": ((2, 9, 8, 16), (4, 3, 16, 16), (1, 1), "SAME"),
@@ -107,7 +106,7 @@ def test_same_as_the_stock_one_by_one_dnn(without_cache):
         assert_same_as_the_stock_one(case, compiler_options("cpu"))
 
 
-@pytest.mark.parametrize("case", ["four together", "two together", "winograd, valid", "pieces"])
+@pytest.mark.parametrize("case", ["four together", "winograd, valid", "pieces"])
 def test_what_is_chosen_beside_one_dnn(case, monkeypatch):
     monkeypatch.setattr(models.convolution, "_asks_for_one_dnn", lambda: True)
     monkeypatch.setattr(models.convolution, "_PIECE", 10_000)
