@@ -30,7 +30,7 @@ _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
 _FEW_CHANNELS = 8  # so few that neighbours are computed together
-_SOME_CHANNELS = 12  # of weight gradients that are products of rows, both in and out
+_SOME_CHANNELS = 12  # of weight gradients that are products in spite of a large kernel
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 _WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
 _PIECE = 1_900_000  # bytes of a batch that are best worked on at a time, near what a cache holds
@@ -304,7 +304,8 @@ def _kernel_gradient(
         and 0 <= min(top, bottom) <= max(top, bottom) <= down
         and 0 <= min(left, right) <= max(left, right) <= across
     )
-    if not plain or min(inputs, outputs) < _SOME_CHANNELS:
+    few = height * width > _LARGE_KERNEL and min(inputs, outputs) < _SOME_CHANNELS
+    if few or not plain:
         return jax.vjp(lambda kernel: _stock(x, kernel, window), kernel)[1](cotangent)[0]
     # As large as the images, which then need no padding.
     cotangent = _padded(cotangent, ((down - top, down - bottom), (across - left, across - right)))
