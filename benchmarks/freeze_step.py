@@ -19,6 +19,7 @@ XLA plans it.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -193,7 +194,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5, help="turns (5)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write here, beside what is there of others")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     if unknown := [name for name in names if name not in TRAINED]:
@@ -221,6 +222,10 @@ def main() -> int:
                 )
             jax.clear_caches()
     if arguments.json:
+        # A few networks at a time keep the machine quiet; rows of the others stay.
+        if arguments.json.exists():
+            there = json.loads(arguments.json.read_text())["rows"]
+            rows = [*(tuple(row) for row in there if row[0] not in names), *rows]
         write_rows(arguments.json, COLUMNS, rows)
     return 0
 
