@@ -106,7 +106,7 @@ def stock_convolution() -> Iterator[None]:
 
 
 def jax_step(
-    name: str, weights: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, str]
+    name: str, weights: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, str | bool]
 ) -> tuple[Step, float]:
     """The compiled step, with donated buffers, and the seconds it took to trace and compile."""
     model = models.create(name, rngs=nnx.Rngs(0))
