@@ -34,6 +34,7 @@ _SOME_CHANNELS = 12  # of weight gradients that are products in spite of a large
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 _WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
 _PIECE = 1_900_000  # bytes of a batch that are best worked on at a time, near what a cache holds
+_FEWEST_PIECES = 2.5  # a batch that would make fewer is left whole
 _PIECES = 64  # at most: each takes some time to begin with
 
 _ONE_DNN: dict[str, str | bool] = {
@@ -50,7 +51,8 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
         platform: "cpu", or any other that JAX knows.
 
     Returns:
-        Names of options and their values. Set JAX's compilation cache before, or not at all.
+        Names of options and their values. Where JAX's persistent compilation cache is set, which
+        has to be done before, oneDNN is not asked for: steps on x86 take longer then.
 
     Example:
         >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options("cpu"))
@@ -319,7 +321,7 @@ def _sum_of_pieces(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Windo
     """`_taps` of all images, a few at a time where all of them are too many for the caches."""
     images = a.shape[0]
     best = (a.size + b.size) * a.dtype.itemsize / _PIECE
-    if best < 2.5 or not _asks_for_one_dnn():
+    if best < _FEWEST_PIECES or not _asks_for_one_dnn():
         return _taps(a, b, kernel, window).astype(a.dtype)
     counts = [n for n in range(1, _PIECES + 1) if images % n == 0]
     pieces = min(counts, key=lambda n: max(n / best, best / n))
