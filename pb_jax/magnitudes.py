@@ -9,12 +9,12 @@ cut into leaves or split over devices.
 import functools
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from pb_jax.sharding import mesh_of
 
@@ -23,7 +23,11 @@ _DIGIT = 11  # bits: a histogram of 2048 counters stays in the fastest cache
 _SMALL = 1 << 14  # a leaf with fewer weights is not worth a pass of its own,
 _FEW = 32  # where there are more of them than these;
 _PIECE = 1 << 18  # weights that are put end to end at most
+_IN_CACHE = 1 << 19  # weights that are looked at together on a CPU
 _FIXED = 18  # bits: so many of 8,191 numbers can be added in one go
+
+
+State = TypeVar("State")
 
 
 class Counts(NamedTuple):
@@ -97,6 +101,39 @@ def joined(values: Sequence[Array]) -> list[Array]:
     return [*large, *(jnp.concatenate(piece) for piece in pieces)]
 
 
+def fold(step: Callable[[State, Array], State], start: State, values: Sequence[Array]) -> State:
+    """`step(state, value)` for one array after the other, beginning with the state `start`.
+
+    On a CPU, arrays too large for its cache come in pieces, of one axis: what the step makes of a
+    whole array would be written to memory and read again, in buffers as large as the gradients.
+    Elsewhere XLA makes one kernel of it, and where an array is split over devices each has its
+    part already.
+
+    >>> int(fold(lambda total, value: total + value.sum(), 0, [jnp.arange(3), jnp.arange(4)]))
+    9
+    """
+    for value in values:
+        if value.size <= _IN_CACHE or mesh_of(value):
+            start = step(start, value)
+        else:
+            pieces = functools.partial(_in_pieces, step)
+            start = lax.platform_dependent(start, value, cpu=pieces, default=step)
+    return start
+
+
+def _in_pieces(step: Callable[[State, Array], State], state: State, value: Array) -> State:
+    value = value.ravel()
+    further = (value.size - 1) // _IN_CACHE
+    begin = value.size - further * _IN_CACHE
+    # Before the loop, whose state keeps its type: within `shard_map` the first step changes it.
+    state = step(state, value[:begin])
+
+    def go_on(index: Array, state: State) -> State:
+        return step(state, lax.dynamic_slice(value, (begin + index * _IN_CACHE,), (_IN_CACHE,)))
+
+    return lax.fori_loop(0, further, go_on, state)
+
+
 def count(values: Sequence[Array]) -> Counts:
     """Count and bound the magnitudes `values` in one pass.
 
@@ -105,10 +142,17 @@ def count(values: Sequence[Array]) -> Counts:
     (4, 1, 1, 2, 1.0, 3.0)
     """
     total = sum(value.size for value in values)
-    zero = total_of(jnp.sum(value == 0, dtype=jnp.int32) for value in values)
-    nonfinite = total_of(jnp.sum(~jnp.isfinite(value), dtype=jnp.int32) for value in values)
+
+    def step(state: tuple[Array, ...], value: Array) -> tuple[Array, ...]:
+        zero, nonfinite, *ends = state
+        zero += jnp.sum(value == 0, dtype=jnp.int32)
+        nonfinite += jnp.sum(~(value < jnp.inf), dtype=jnp.int32)
+        return zero, nonfinite, *_widened(ends, value, usable(value))
+
+    none = jnp.zeros((), jnp.int32)
+    zero, nonfinite, low, high = fold(step, (none, none, *_nothing(values)), values)
     zero, nonfinite = settled(zero, nonfinite)
-    low, high = extent(values, [usable(value) for value in values])
+    low, high = settled(low, high)
     return Counts(total, zero, nonfinite, total - zero - nonfinite, low, high)
 
 
@@ -121,22 +165,29 @@ def usable(value: Array) -> Array:
     return (value > 0) & (value < jnp.inf)
 
 
-def extent(values: Sequence[Array], members: Sequence[Array]) -> tuple[Array, Array]:
-    """Smallest and largest of the `values` where `members` is true; (inf, -inf) for none.
+def extent(values: Sequence[Array], member: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Smallest and largest of the `values` for which `member` is true; (inf, -inf) for none.
 
-    >>> low, high = extent([jnp.array([1.0, 5.0, 9.0])], [jnp.array([True, True, False])])
+    >>> low, high = extent([jnp.array([1.0, 5.0, 9.0])], lambda value: value < 6)
     >>> float(low), float(high)
     (1.0, 5.0)
     """
+    ends = fold(lambda ends, value: _widened(ends, value, member(value)), _nothing(values), values)
+    low, high = settled(*ends)
+    return low, high
+
+
+def _nothing(values: Sequence[Array]) -> tuple[Array, Array]:
+    """The extent of none of the values."""
     dtype = values[0].dtype if values else jnp.float32
-    pairs = [(v, m) for v, m in zip(values, members, strict=True) if v.size]
-    low = [jnp.min(jnp.where(member, value, jnp.inf)) for value, member in pairs]
-    high = [jnp.max(jnp.where(member, value, -jnp.inf)) for value, member in pairs]
-    ends = settled(
-        jnp.min(jnp.stack([*low, jnp.array(jnp.inf, dtype)])),
-        jnp.max(jnp.stack([*high, jnp.array(-jnp.inf, dtype)])),
-    )
-    return ends[0], ends[1]
+    return jnp.array(jnp.inf, dtype), jnp.array(-jnp.inf, dtype)
+
+
+def _widened(ends: Sequence[Array], value: Array, member: Array) -> tuple[Array, Array]:
+    """An extent with those entries of `value` that are members."""
+    low = jnp.min(jnp.where(member, value, jnp.inf), initial=jnp.inf)
+    high = jnp.max(jnp.where(member, value, -jnp.inf), initial=-jnp.inf)
+    return jnp.minimum(ends[0], low), jnp.maximum(ends[1], high)
 
 
 class Grid(NamedTuple):
@@ -192,11 +243,43 @@ def histogram(values: Sequence[Array], grid: Grid) -> Array:
     >>> histogram([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], one_to_three)
     Array([1, 0, 1, 1], dtype=int32)
     """
-    counts = jnp.zeros(grid.cells, jnp.int32)
-    for value in values:
-        cell = jnp.where(grid.holds(value), grid.cell(value), grid.cells)
-        counts = counts.at[cell].add(1, mode="drop")
-    return counts
+    return _frequencies(values, grid.cells, lambda value: (grid.cell(value), grid.holds(value)))
+
+
+def _frequencies(
+    values: Sequence[Array], cells: int, place: Callable[[Array], tuple[Array, Array]]
+) -> Array:
+    """How many entries are in each cell, by the int32 cell of each and whether it is in any."""
+    # On a CPU those in no cell are counted too, which is faster than to ask for each; elsewhere
+    # they would wait for each other, and are left out by an index beyond the end.
+    outside = lax.platform_dependent(cpu=lambda: cells, default=lambda: cells + 1)
+
+    def step(counts: Array, value: Array) -> Array:
+        cell, inside = place(value)
+        return counts.at[jnp.where(inside, cell, outside)].add(1, mode="drop")
+
+    return fold(step, jnp.zeros(cells + 1, jnp.int32), values)[:cells]
+
+
+def extents_of_cells(
+    values: Sequence[Array], grid: Grid, *firsts: Array, cells: int = 1
+) -> list[tuple[Array, Array]]:
+    """The extents of the usable magnitudes in `cells` cells of a grid, from each of `firsts` on.
+
+    >>> halves = grid(jnp.array(0.0), jnp.array(2.0), 4)
+    >>> extents = extents_of_cells([jnp.array([0.5, 0.75, 1.0])], halves, jnp.array(1))
+    >>> [(float(low), float(high)) for low, high in extents]
+    [(0.5, 0.75)]
+    """
+
+    def step(ends: list[tuple[Array, Array]], value: Array) -> list[tuple[Array, Array]]:
+        # Or else XLA computes the cell again for each of the ends.
+        cell = lax.optimization_barrier(jnp.where(grid.holds(value), grid.cell(value), -1))
+        members = [(cell >= first) & (cell < first + cells) for first in firsts]
+        return [_widened(e, value, member) for e, member in zip(ends, members, strict=True)]
+
+    ends = fold(step, [_nothing(values)] * len(firsts), values)
+    return [(low, high) for low, high in (settled(*pair) for pair in ends)]
 
 
 def smallest(values: Sequence[Array], rank: int) -> Array:
@@ -224,35 +307,43 @@ def largest(values: Sequence[Array], rank: int) -> Array:
     """
     if rank < 1 or not values:
         return jnp.array(jnp.nan)
-    finite = total_of(jnp.sum(jnp.isfinite(value), dtype=jnp.int32) for value in values)
-    return _ranked(values, jnp.maximum(finite - rank + 1, 1))
+    return _ranked(values, jnp.maximum(_number(values, jnp.isfinite) - rank + 1, 1))
 
 
 def _ranked(values: Sequence[Array], rank: Array) -> Array:
     dtype = values[0].dtype
     whole = jnp.int64 if dtype == jnp.float64 else jnp.int32
-    patterns = [
-        jax.lax.bitcast_convert_type(jnp.nan_to_num(value, nan=jnp.inf, posinf=jnp.inf), whole)
-        for value in values
-    ]
     remaining, found = rank, jnp.zeros((), whole)
     shift = jnp.iinfo(whole).bits - 1
     while shift:
         digit = min(shift, _DIGIT)
-        counts = jnp.zeros(1 << digit, jnp.int32)
-        for pattern in patterns:
-            same = (pattern >> shift) == found if shift < jnp.iinfo(whole).bits - 1 else True
-            place = (pattern >> (shift - digit)) & ((1 << digit) - 1)
-            place = jnp.where(same, place, 1 << digit).astype(jnp.int32)
-            counts = counts.at[place].add(1, mode="drop")
+        digits = functools.partial(_digits, found=found, shift=shift - digit, bits=digit)
+        counts = _frequencies(values, 1 << digit, digits)
         upto = jnp.cumsum(counts)
         place = jnp.argmax(upto >= remaining)
         remaining = remaining - (upto[place] - counts[place])
         (found,) = settled((found << digit) | place.astype(whole))
         shift -= digit
-    limit = extent(values, [jnp.isfinite(value) for value in values])[1]
-    ranked = jnp.minimum(jax.lax.bitcast_convert_type(found, dtype), limit)
+    limit = extent(values, jnp.isfinite)[1]
+    ranked = jnp.minimum(lax.bitcast_convert_type(found, dtype), limit)
     return jnp.where(limit >= 0, ranked, jnp.nan)
+
+
+def _digits(value: Array, found: Array, shift: int, bits: int) -> tuple[Array, Array]:
+    """So many bits of the values' patterns, and which patterns begin with `found`."""
+    pattern = jnp.where(value < jnp.inf, value, jnp.inf)  # NaN is as large as infinity
+    pattern = lax.bitcast_convert_type(pattern, found.dtype) >> shift
+    digit = (pattern & ((1 << bits) - 1)).astype(jnp.int32)
+    return digit, (pattern >> bits) == found
+
+
+def _number(values: Sequence[Array], member: Callable[[Array], Array]) -> Array:
+    """For how many of the values `member` is true; int32."""
+
+    def step(number: Array, value: Array) -> Array:
+        return number + jnp.sum(member(value), dtype=jnp.int32)
+
+    return fold(step, jnp.zeros((), jnp.int32), values)
 
 
 @jax.jit
@@ -264,10 +355,9 @@ def mean(values: Sequence[Array]) -> Array:
     """
     if not values:
         return jnp.array(jnp.nan)
-    members = [usable(value) for value in values]
-    number = total_of(jnp.sum(member, dtype=jnp.int32) for member in members)
-    low, high = extent(values, members)
-    kept = [jnp.where(member, value, 0) for value, member in zip(values, members, strict=True)]
+    number = _number(values, usable)
+    low, high = extent(values, usable)
+    kept = [jnp.where(usable(value), value, 0) for value in values]
     return exact_mean(kept, number, low, high)
 
 
@@ -384,12 +474,3 @@ def settled(*values: Array) -> list[Array]:
     stacked = jnp.stack(values)
     order = jax.lax.broadcasted_iota(jnp.int32, stacked.shape, 0)
     return list(jax.lax.sort((order, stacked), dimension=0)[1])
-
-
-def total_of(parts: Iterable[Array]) -> Array:
-    """Sum of int32 scalars, an int32 zero for none.
-
-    >>> total_of([])
-    Array(0, dtype=int32)
-    """
-    return jnp.sum(jnp.stack([*parts, jnp.zeros((), jnp.int32)]), dtype=jnp.int32)

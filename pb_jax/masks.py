@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -134,7 +134,7 @@ def frozen_fraction(mask: Any) -> Array:
     """
     _check_bool_arrays(mask)
     leaves = jax.tree.leaves(mask)
-    frozen = mag.total_of(jnp.sum(~leaf, dtype=jnp.int32) for leaf in leaves)
+    frozen = _number(~leaf for leaf in leaves)
     return frozen.astype(jnp.float32) / float(max(sum(leaf.size for leaf in leaves), 1))
 
 
@@ -156,8 +156,14 @@ def zero_gradient_fraction(grads: Any) -> Array:
         Array(0.5, dtype=float32)
     """
     values = mag.magnitudes(grads)
-    zero = mag.total_of(jnp.sum(value == 0, dtype=jnp.int32) for value in values)
+    zero = _number(value == 0 for value in values)
     return zero.astype(jnp.float32) / float(max(sum(value.size for value in values), 1))
+
+
+def _number(masks: Iterable[Array]) -> Array:
+    """How many entries are true, an int32 scalar: zero for no array."""
+    counts = [jnp.sum(mask, dtype=jnp.int32) for mask in masks]
+    return jnp.sum(jnp.stack([*counts, jnp.zeros((), jnp.int32)]), dtype=jnp.int32)
 
 
 def pack_mask(mask: Any) -> Any:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from pb_jax import magnitudes as mag
 from pb_jax.checks import check_choice, check_number
 from pb_jax.masks import check_alike
-from pb_jax.sharding import alike, automatically, here
+from pb_jax.sharding import alike, automatically, here, mesh_of
 from pb_jax.threshold import ThresholdEstimate, check_estimate, estimate_groups, in_units
 
 SCOPES = ("global", "leaf")
@@ -349,15 +350,32 @@ class RandomRule:
         # 30 random bits as the pattern of a normal float32: ties are as good as excluded, as they
         # are not among the 23 bits of jax.random.uniform.
         draws = [
-            jax.lax.bitcast_convert_type(
-                alike(jax.random.bits(k, value.shape, jnp.uint32) >> 2, value) + (1 << 23),
-                jnp.float32,
-            )
-            for k, value in zip(keys, values, strict=False)
+            lax.bitcast_convert_type(alike(bits >> 2, value) + (1 << 23), jnp.float32)
+            for bits, value in zip(_bits(keys, values), values, strict=True)
         ]
         limits = _limits(mag.smallest, draws, self.frozen, self.scope)
         mask, nan = _above(draws, limits), jnp.full_like(limits, jnp.nan)
         return _selection(grads, mask, nan, self.scope)
+
+
+def _bits(keys: Array, values: Sequence[Array]) -> list[Array]:
+    """32 random bits for each entry, from a key for each array.
+
+    A generator is compiled once for all arrays of one shape, of which networks have hundreds; but
+    where they lie on several devices each array has its own, and is drawn where it is needed.
+    """
+    alone = mesh_of(values) is None
+    alike_in_shape: dict[Any, list[int]] = {}
+    for i, value in enumerate(values):
+        alike_in_shape.setdefault(value.shape if alone else i, []).append(i)
+    found: dict[int, Array] = {}
+    for members in alike_in_shape.values():
+        draw = functools.partial(jax.random.bits, shape=values[members[0]].shape, dtype=jnp.uint32)
+        if len(members) == 1:
+            found[members[0]] = draw(keys[members[0]])
+        else:
+            found |= dict(zip(members, lax.map(draw, keys[np.array(members)]), strict=True))
+    return [found[i] for i in range(len(values))]
 
 
 def none() -> Rule:

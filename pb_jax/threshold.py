@@ -168,12 +168,12 @@ def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdE
     # The ends are known to a part of a cell. What the cells hold makes them exact, which matters
     # where weights are few, or equal: the region shrinks to its outermost members, and takes in
     # one of those that it needs to reach the coverage.
-    least, most = _extents_of_cells(groups, grid, first)
+    (least, most), (least_of_last, most_of_last) = _extents_of_cells(groups, grid, first, last)
     inner = jnp.where(found.partial, most, jnp.inf)
     begin = jnp.where(least <= most, jnp.clip(begin, least, inner), begin)
-    least, most = _extents_of_cells(groups, grid, last)
-    inner = jnp.where(found.partial, least, -jnp.inf)
-    end = jnp.where(least <= most, jnp.clip(end, inner, most), end)
+    inner = jnp.where(found.partial, least_of_last, -jnp.inf)
+    clipped = jnp.clip(end, inner, most_of_last)
+    end = jnp.where(least_of_last <= most_of_last, clipped, end)
 
     grid = mag.grid(begin, end, bins * parts)
     begin, end = grid.low, grid.high
@@ -182,7 +182,7 @@ def _estimate_groups(groups, width, bins, coverage, method, scale) -> ThresholdE
     split, mean, shares, means = _for_each(_split_region, spread, fine, begin, end)
     # The mean is known to a part of a sub-range; that of equal values is their value exactly.
     (split,) = mag.settled(split)
-    least, most = _extents_of_cells(groups, grid, split, parts)
+    ((least, most),) = _extents_of_cells(groups, grid, split * parts, cells=parts)
     mean = jnp.clip(mean, least, most)
 
     known = spread & (end > begin) & (split >= 0)
@@ -260,15 +260,16 @@ def _split_region(counts, begin, end) -> tuple[Array, Array, Array, Array]:
     return split, means[split], shares, jnp.where(present, means, jnp.nan)
 
 
-def _extents_of_cells(groups, grid, cell, parts=1) -> tuple[Array, Array]:
-    """Each group's smallest and largest value in its `cell` of `parts` cells of its grid."""
-    ends = []
-    for i, values in enumerate(groups):
-        own = grid.at(i)
-        inside = [own.holds(v) & (own.cell(v) // parts == cell[i]) for v in values]
-        ends.append(mag.extent(values, inside))
-    least, most = zip(*ends, strict=True)
-    return jnp.stack(least), jnp.stack(most)
+def _extents_of_cells(groups, grid, *firsts, cells=1) -> list[tuple[Array, Array]]:
+    """`magnitudes.extents_of_cells` of each group, stacked."""
+    ends = [
+        mag.extents_of_cells(values, grid.at(i), *(first[i] for first in firsts), cells=cells)
+        for i, values in enumerate(groups)
+    ]
+    return [
+        (jnp.stack([low for low, _ in of_all]), jnp.stack([high for _, high in of_all]))
+        for of_all in zip(*ends, strict=True)
+    ]
 
 
 def _for_each(function, wanted, *stacked):
@@ -280,8 +281,11 @@ def _for_each(function, wanted, *stacked):
     if len(wanted) > 1:
         return jax.lax.map(lambda row: function(*row), stacked)
     row, function = [x[0] for x in stacked], jax.jit(function)  # traced once
-    zeros = jax.tree.map(
-        lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(function, *row)
-    )
-    found = jax.lax.cond(wanted[0], function, lambda *_: zeros, *row)
+    shapes = jax.eval_shape(function, *row)
+
+    def zeros(counts: Array, *_: Array) -> Any:
+        zero = counts.ravel()[0] * 0  # which within `shard_map` has the type of what is found
+        return jax.tree.map(lambda like: jnp.full(like.shape, zero, like.dtype), shapes)
+
+    found = jax.lax.cond(wanted[0], function, zeros, *row)
     return jax.tree.map(lambda x: x[None], found)

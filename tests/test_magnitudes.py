@@ -41,6 +41,31 @@ def test_mean_near_the_end_of_float32():
     assert np.isclose(mag.mean([jnp.full(1000, 3e38)]), 3e38)
 
 
+@pytest.mark.parametrize("together", [1, 7, 64, 1000])
+def test_pieces_are_as_good_as_the_whole(together, monkeypatch):
+    monkeypatch.setattr(mag, "_IN_CACHE", together)
+    rng = np.random.default_rng(together)
+    arrays = [rng.lognormal(size=s).astype(np.float32) for s in ((0,), (), (7, 9), (64,), (5, 13))]
+    arrays[2][0, :4] = np.nan, np.inf, 0, 0
+    values, flat = [jnp.asarray(a) for a in arrays], np.concatenate([a.ravel() for a in arrays])
+    finite = np.sort(flat[np.isfinite(flat)])
+    usable = finite[2:]
+
+    counts = mag.count(values)
+    assert [int(x) for x in counts[:4]] == [flat.size, 2, 2, usable.size]
+    assert (counts.low, counts.high) == (usable[0], usable[-1])
+    grid = mag.grid(jnp.array(0.25), jnp.array(4.25), 8)
+    members = np.histogram(usable, 8, (0.25, 4.25))[0]
+    np.testing.assert_array_equal(mag.histogram(values, grid), members)
+    ends = mag.extents_of_cells(values, grid, jnp.array(0), jnp.array(4), cells=2)
+    for edge, (low, high) in zip((0.25, 2.25), ends, strict=True):
+        within = usable[(usable >= edge) & (usable < edge + 1)]
+        assert (low, high) == (within[0], within[-1])
+    for rank in (1, 50, finite.size):
+        assert mag.smallest(values, rank) == finite[rank - 1]
+        assert mag.largest(values, rank) == finite[-rank]
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.complex64])
 def test_magnitudes_are_float32(dtype):
     (found,) = mag.magnitudes(jnp.array([-2.0, 3.0]).astype(dtype))

@@ -174,6 +174,18 @@ def test_random_follows_its_key():
     assert 0.4 < agreement < 0.6
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_random_draws_for_each_leaf_by_itself(implementation):
+    key = jax.random.key(5, impl=implementation)
+    tree = [jnp.zeros(shape) for shape in ((30, 4), (4,), (30, 4), (120,), (4,))]
+    masks = pb_jax.random(0.5)(tree, key=key).mask
+    keys = jax.random.split(key, len(tree))
+    drawn = [jax.random.bits(k, leaf.shape) >> 2 for k, leaf in zip(keys, tree, strict=True)]
+    middle = np.median(np.concatenate([np.asarray(bits).ravel() for bits in drawn]))
+    for mask, bits in zip(masks, drawn, strict=True):
+        np.testing.assert_array_equal(mask, np.asarray(bits) > middle)
+
+
 def test_quantile_leaves_non_finite_gradients_training():
     grads = jnp.array([np.nan, np.inf, 1.0, -2.0, -np.inf])
     assert pb_jax.quantile(0.9)(grads).mask.tolist() == [True, True, False, False, True]

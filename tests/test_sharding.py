@@ -126,6 +126,35 @@ def test_a_rule_decides_as_on_one_device(name, layout, kind):
         assert 0 < pb_jax.frozen_fraction(selection.mask) < 1
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("kde_otsu", "random, channel") else pytest.mark.slow
+        )
+        for name in {**RULES, **GROUPED}
+    ],
+)
+def test_within_shard_map_each_device_goes_by_what_it_holds(name, monkeypatch):
+    monkeypatch.setattr("pb_jax.magnitudes._IN_CACHE", 50)  # several pieces of each leaf
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rule, key = {**RULES, **GROUPED}[name], jax.random.key(1)
+    whole = {name: leaf for name, leaf in gradients().items() if name in ("kernel", "bias")}
+
+    def decide(grads, key):
+        return rule(grads, grads, key=key).mask
+
+    specs = {"in_specs": (P("data"), P()), "out_specs": P("data")}
+    masks = jax.jit(jax.shard_map(decide, mesh=mesh, **specs))(whole, key)
+    decide = jax.jit(decide)
+    for i in range(8):
+        part, own = (
+            jax.tree.map(lambda leaf, i=i: np.split(np.asarray(leaf), 8)[i], tree)
+            for tree in (whole, masks)
+        )
+        assert_same_bits(decide(part, key), own)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_jit_around_it(kind):

@@ -201,6 +201,14 @@ def test_no_array_as_large_as_all_gradients_is_built_and_nothing_leaves_the_devi
     assert not [name for name in names if "callback" in name]
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere kernels are fused whole")
+def test_nothing_is_written_between_that_is_much_larger_than_the_gradients():
+    gradients = jax.ShapeDtypeStruct((2**24,), jnp.float32)
+    compiled = jax.jit(lambda grads: pb_jax.kde_otsu()(grads).mask).lower(gradients).compile()
+    needed = compiled.memory_analysis().temp_size_in_bytes
+    assert needed < 1.5 * 4 * 2**24, "the magnitudes, and what goes through the cache"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
