@@ -247,9 +247,8 @@ def _cpu_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
     if _suits_winograd(x, kernel, window) and _many_for_winograd(kernel):
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
         around = _padded(cotangent, _turned(window.padding, kernel))
-        for_x = winograd.convolution(around, turned, window.precision)
+        for_x = winograd.image_gradient(around, kernel, window.precision)
         return for_x, _kernel_gradient(x, kernel, cotangent, window)
     if _one_product(x, kernel):
         return _gradients(x, kernel, cotangent, _by_patches, window)

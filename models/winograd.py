@@ -27,11 +27,30 @@ def convolution(padded: jax.Array, kernel: jax.Array, precision: Any = None) -> 
         >>> convolution(jnp.ones((1, 4, 6, 2)), jnp.ones((3, 3, 2, 5)))[0, 0, 0]
         Array([18., 18., 18., 18., 18.], dtype=float32)
     """
+    return _convolution(padded, kernel, "tpi,tio->tpo", precision)
+
+
+def image_gradient(padded: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """The gradient (N, H, W, C) of `convolution` by its images.
+
+    Args:
+        padded: the cotangent (N, H + 2, W + 2, features), with zeros around it.
+        kernel: the convolution's, (3, 3, C, features).
+        precision: of the products.
+
+    Example:
+        >>> image_gradient(jnp.ones((1, 4, 6, 5)), jnp.ones((3, 3, 2, 5)))[0, 0, 0]
+        Array([45., 45.], dtype=float32)
+    """
+    # Its channels change places in the products, not before: moving them would take longer.
+    return _convolution(padded, kernel[::-1, ::-1], "tpo,tio->tpi", precision)
+
+
+def _convolution(padded: jax.Array, kernel: jax.Array, places: str, precision: Any) -> jax.Array:
     n, height, width, _ = padded.shape
     inputs, weights = lax.optimization_barrier((_inputs(padded), _both(_of_kernel, kernel)))
-    products = jnp.einsum(
-        "tpi,tio->tpo", inputs, weights.reshape(16, *kernel.shape[2:]), precision=precision
-    )
+    weights = weights.reshape(16, *kernel.shape[2:])
+    products = jnp.einsum(places, inputs, weights, precision=precision)
     tiles = (n, height // 2 - 1, width // 2 - 1)
     products = lax.optimization_barrier(products).reshape(4, 4, *tiles, -1)
     results = _both(_to_results, products)  # (2, 2, N, H / 2, W / 2, features)
