@@ -23,7 +23,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,11 @@ def captioner() -> Task:
 
 
 class Ours:
-    """One way to train, compiled, with its state."""
+    """One way to train, compiled, with its state; `options` are more of the compiler's."""
 
-    def __init__(self, name: str, way: str, frozen: float) -> None:
+    def __init__(
+        self, name: str, way: str, frozen: float, options: Mapping[str, str | bool] | None = None
+    ) -> None:
         task = captioner() if name == "captioner" else classifier(name)
         rate = 5e-4 if name == "captioner" else 1e-3
         optimizer = optimizers.adjustable("adam" if name == "captioner" else "amsgrad_torch", rate)
@@ -111,19 +113,16 @@ class Ours:
             return steps.train(state, totals, data, rows, length=order.lengths[0])
 
         self._held: Any = state, Totals.empty()
+        options = {**models.compiler_options(jax.default_backend()), **(options or {})}
         start = time.perf_counter()
-        self._step = (
-            jax.jit(
-                train,
-                donate_argnums=0,
-                compiler_options=models.compiler_options(jax.default_backend()),
-            )
+        self.compiled = (
+            jax.jit(train, donate_argnums=0, compiler_options=options)
             .lower(*self._held, self._data, self._rows)
             .compile()
         )
         self.compile_s = time.perf_counter() - start
         self.state_mb = megabytes(state.opt_state)
-        plan = self._step.memory_analysis()
+        plan = self.compiled.memory_analysis()
         self.step_mb = None
         if plan is not None:
             results = plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -132,7 +131,7 @@ class Ours:
 
     def __call__(self) -> None:
         """Make one step, and wait for it."""
-        self._held = jax.block_until_ready(self._step(*self._held, self._data, self._rows))
+        self._held = jax.block_until_ready(self.compiled(*self._held, self._data, self._rows))
 
 
 def megabytes(tree: Any) -> float:

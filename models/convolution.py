@@ -15,7 +15,7 @@ The choice is made when a program is lowered, so that one traced program serves 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -202,7 +202,7 @@ def _backward(
         *saved,
         cotangent,
         cpu=functools.partial(_cpu_gradients, window=window),
-        default=functools.partial(_gradients, forward=_stock, window=window),
+        default=functools.partial(_stock_gradients, window=window),
     )
 
 
@@ -220,16 +220,13 @@ def _stock(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     )
 
 
-def _gradients(
-    x: jax.Array,
-    kernel: jax.Array,
-    cotangent: jax.Array,
-    forward: Callable[..., jax.Array],
-    window: _Window,
+def _stock_gradients(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
-    return jax.vjp(functools.partial(forward, window=window), x, kernel)[1](cotangent)
+    return jax.vjp(functools.partial(_stock, window=window), x, kernel)[1](cotangent)
 
 
+@jax.named_scope("convolution")
 def _cpu(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     if _suits_winograd(x, kernel, window) and _many_for_winograd(kernel):
         return winograd.convolution(_padded(x, window.padding), kernel, window.precision)
@@ -246,16 +243,22 @@ def _cpu_gradients(
     x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
 ) -> tuple[jax.Array, jax.Array]:
     x, cotangent = lax.optimization_barrier((x, cotangent))
+    with jax.named_scope("image_gradient"):
+        for_x = _image_gradient(x, kernel, cotangent, window)
+    with jax.named_scope("kernel_gradient"):
+        return for_x, _kernel_gradient(x, kernel, cotangent, window)
+
+
+def _image_gradient(
+    x: jax.Array, kernel: jax.Array, cotangent: jax.Array, window: _Window
+) -> jax.Array:
     if _suits_winograd(x, kernel, window) and _many_for_winograd(kernel):
         around = _padded(cotangent, _turned(window.padding, kernel))
-        for_x = winograd.image_gradient(around, kernel, window.precision)
-        return for_x, _kernel_gradient(x, kernel, cotangent, window)
-    if _one_product(x, kernel):
-        return _gradients(x, kernel, cotangent, _by_patches, window)
+        return winograd.image_gradient(around, kernel, window.precision)
     large = kernel.shape[0] * kernel.shape[1] > _LARGE_KERNEL
-    forward = _by_patches if large or kernel.shape[2] <= _COLOURS else _stock
-    for_x = jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
-    return for_x, _kernel_gradient(x, kernel, cotangent, window)
+    by_patches = large or _one_product(x, kernel) or kernel.shape[2] <= _COLOURS
+    forward = _by_patches if by_patches else _stock
+    return jax.vjp(lambda x: forward(x, kernel, window), x)[1](cotangent)[0]
 
 
 def _suits_winograd(x: jax.Array, kernel: jax.Array, window: _Window) -> bool:
@@ -295,7 +298,7 @@ def _kernel_gradient(
     height, width, inputs, outputs = kernel.shape
     if _suits_winograd(x, kernel, window):
         return winograd.kernel_gradient(_padded(x, window.padding), cotangent, window.precision)
-    if 1 < inputs <= _COLOURS and outputs > 2 * _FEW_CHANNELS:
+    if _one_product(x, kernel) or (1 < inputs <= _COLOURS and outputs > 2 * _FEW_CHANNELS):
         return jax.vjp(lambda kernel: _by_patches(x, kernel, window), kernel)[1](cotangent)[0]
     (top, bottom), (left, right) = window.padding
     down, across = height // 2, width // 2

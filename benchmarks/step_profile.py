@@ -1,0 +1,179 @@
+"""Where a training step's time goes on a CPU, beside PyTorch's: what is left to gain.
+
+    python -m benchmarks.step_profile [--models vgg19,captioner] [--steps 10] [--json FILE]
+
+Full training, the steps of `benchmarks.freeze_step`, batches of 100 (captioner: 60), by XLA's and
+PyTorch's own profilers, in milliseconds a step.
+
+    forward, images, kernels   the products of convolutions and of their gradients
+    moved                      what is arranged for these: gathered, padded, transformed
+    products                   other products, both passes
+    rest                       of both passes: normalisation, activations, pooling, loss
+    update                     the optimizer, and what the step reports
+    step                       the whole step without a profiler
+
+PyTorch's profiler sees both gradients of a convolution as one, with what is moved for them.
+Operations that run side by side count both, so that their sum may be above the step's.
+"""
+
+import argparse
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+
+models.reuse_host_memory()
+
+import jax  # noqa: E402
+from jax.profiler import ProfileData  # noqa: E402
+
+from benchmarks.freeze_step import TRAINED, Ours, pytorch  # noqa: E402
+from benchmarks.rows import machine, write_rows  # noqa: E402
+
+COLUMNS = ("network", "program", "kind", "ms")
+KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
+SCOPES = {"/convolution/": "forward", "/image_gradient/": "images", "/kernel_gradient/": "kernels"}
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*?[\])}] ([a-z][\w\-]*)\(")
+_PRODUCTS = ("dot", "convolution", "custom-call")
+_CONTAINERS = ("while", "call", "conditional")  # their time is that of what they hold
+
+
+def ours(name: str, steps: int) -> defaultdict[str, float]:
+    """Milliseconds of a step by kind."""
+    step = Ours(name, "full", 0.0, {"xla_cpu_enable_xprof_traceme": True})
+    found = defaultdict[str, float](float, step=median_ms(step, steps))
+    kinds = dict(instructions(step.compiled.as_text() or ""))
+    for event, ms in traced(step, steps):
+        # A call of oneDNN is marked by its own name too.
+        if kind := kinds.get(event.partition("__onednn$")[0]):
+            found[kind] += ms / steps
+    return found
+
+
+def instructions(text: str) -> Iterator[tuple[str, str | None]]:
+    """Names of a program's instructions, and the kind of each that does something by itself."""
+    for line in text.splitlines():
+        if match := _INSTRUCTION.match(line):
+            name, operation = match.groups()
+            path = re.search(r'op_name="([^"]*)"', line)
+            yield name, kind_of(operation, path[1] if path else "", line)
+
+
+def kind_of(operation: str, path: str, line: str) -> str | None:
+    """What an instruction's time counts as."""
+    if operation in _CONTAINERS:
+        return None
+    product = operation in _PRODUCTS or re.search(r"fusion\(.*calls=%?\S*(dot|conv)", line)
+    for scope, kind in SCOPES.items():
+        if scope in path:
+            return kind if product else "moved"
+    if product:
+        # oneDNN adds biases, and the gradients of a branch, to what it computes; the sum's name
+        # remains.
+        added = {"add": "forward", "add_any": "images"}
+        return added.get(path.rpartition("/")[2], "products")
+    # Copies that the compiler makes have no path.
+    return "rest" if "jvp(" in path or not path else "update"
+
+
+def traced(step: Callable[[], Any], steps: int) -> Iterator[tuple[str, float]]:
+    """What XLA's profiler sees of some steps: names and milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        for plane in ProfileData.from_file(str(file)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    yield event.name, event.duration_ns / 1e6
+
+
+def torch(name: str, steps: int) -> defaultdict[str, float]:
+    """The same of PyTorch's step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step = pytorch(name, "PyTorch", 0.0)
+    found = defaultdict[str, float](float, step=median_ms(step, steps))
+    with profile(activities=[ProfilerActivity.CPU]):
+        step()  # the first takes longer
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step()
+    for event in profiler.key_averages():
+        ms, operation = event.self_cpu_time_total / 1e3 / steps, event.key
+        if operation.startswith("Optimizer.step"):
+            # All that it calls was counted as something else.
+            whole = event.cpu_time_total / 1e3 / steps
+            found["update"] += whole
+            found["rest"] += ms - whole
+        elif "convolution_backward" in operation:
+            found["images + kernels"] += ms
+        elif "convolution" in operation:
+            found["forward"] += ms
+        elif operation in ("aten::addmm", "aten::mm", "aten::bmm"):
+            found["products"] += ms
+        else:
+            found["rest"] += ms
+    return found
+
+
+def median_ms(step: Callable[[], Any], steps: int) -> float:
+    """Of some steps, after two that do not count."""
+    taken = []
+    for i in range(steps + 2):
+        start = time.perf_counter()
+        step()
+        if i >= 2:
+            taken.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(taken)
+
+
+def main() -> int:
+    """Profile, print a table, and write the numbers where asked to."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(TRAINED))
+    parser.add_argument("--steps", type=int, default=10, help="profiled (10)")
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    names = arguments.models.split(",")
+    if unknown := [name for name in names if name not in TRAINED]:
+        print(f"--models {','.join(unknown)}: choose of {', '.join(TRAINED)}", file=sys.stderr)
+        return 2
+    if jax.default_backend() != "cpu":
+        print("step_profile profiles the CPU: set JAX_PLATFORMS=cpu", file=sys.stderr)
+        return 2
+
+    rows: list[tuple[str, str, str, float]] = []
+    device = machine()
+    print(f"{device['device']}, jax {device['jax']}, {device['date']}; ms a step")
+    print(f"{'network':12} {'program':8}" + "".join(f"{kind:>9}" for kind in KINDS))
+    for name in names:
+        programs = {"pb_jax": ours(name, arguments.steps)}
+        if name in models.NAMES and not arguments.no_torch:
+            programs["PyTorch"] = torch(name, arguments.steps)
+        for program, found in programs.items():
+            rows.extend((name, program, kind, ms) for kind, ms in found.items())
+            both = found.pop("images + kernels", None)
+            cells = [f"{found[kind]:9.1f}" if kind in found else f"{'':9}" for kind in KINDS]
+            if both is not None:
+                cells[1:3] = [f"{both:13.1f}     "]
+            print(f"{name:12} {program:8}" + "".join(cells), flush=True)
+        jax.clear_caches()
+    if arguments.json:
+        write_rows(arguments.json, COLUMNS, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
