@@ -15,6 +15,7 @@ The choice is made when a program is lowered, so that one traced program serves 
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ _TINY_IMAGE = 4  # pixels
 _LARGE_KERNEL = 9  # more taps than this
 _COLOURS = 4  # channels of an image, at most
 _FEW_CHANNELS = 8  # so few that neighbours are computed together
+_GATHERED = 64  # channels at most of weight gradients that are one product for all taps
 _SOME_CHANNELS = 12  # of weight gradients that are products in spite of a large kernel
 _WINOGRAD_CHANNELS = 64  # both in and out, and of one of them twice as many
 _WINOGRAD_BESIDE_ONE_DNN = 256  # the larger of both, for all but weight gradients
@@ -353,39 +355,24 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
     """
     height, width = kernel.shape[:2]
     down, across = height // 2, width // 2
-    n, rows, columns, channels = a.shape
-    # Neighbours in a row see much of the same: less is gathered, and the products are wider.
-    together = _in_one_product(max(channels, b.shape[3]))
-    if columns % together or across > together:
-        together = 1
-    blocks = a.reshape(n, rows, columns // together, together * channels)
-    if together == 1:
-        parts = [_moved(a, 2, across - i) for i in range(width)]
-    else:
-        inside, edge = (together - across) * channels, across * channels
-        parts = [_moved(blocks[..., inside:], 2, 1), blocks, _moved(blocks[..., :edge], 2, -1)]
-    seen = lax.optimization_barrier(jnp.concatenate(parts, 3))
-    pixels = n * rows * columns // together
+    seen = jnp.concatenate([_moved(a, 2, across - i) for i in range(width)], 3)
+    others = [_moved(b, 1, i - down) for i in range(height)]
+    if max(a.shape[3], b.shape[3]) <= _GATHERED:
+        others = [jnp.concatenate(others, 3)]
+    seen, others = lax.optimization_barrier((seen, others))
+    pixels = math.prod(a.shape[:3])
     products = [
         jnp.einsum(
             "ni,no->io",
             seen.reshape(pixels, -1),
-            _moved(b, 1, i - down).reshape(pixels, -1),
+            other.reshape(pixels, -1),
             precision=window.precision,
             preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
-        ).reshape(-1, channels, together, b.shape[3])
-        for i in range(height)
+        )
+        for other in others
     ]
-    # The tap is where a neighbour lies, as seen from one of those together.
-    taps = [sum(p[i + j, :, i] for i in range(together)) for p in products for j in range(width)]
-    return jnp.stack(taps).reshape(height, width, channels, -1)
-
-
-def _in_one_product(channels: int) -> int:
-    """How many neighbours in a row are best computed as one, of so many channels."""
-    if channels > 16:
-        return 1
-    return 2 if _asks_for_one_dnn() else 4
+    taps = jnp.concatenate(products, 1).reshape(width, a.shape[3], height, b.shape[3])
+    return taps.transpose(2, 0, 1, 3)
 
 
 def _moved(x: jax.Array, axis: int, steps: int) -> jax.Array:
