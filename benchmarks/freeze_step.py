@@ -13,7 +13,8 @@ captions of 16 words over features of 8 x 8 x 1280). The masks are random.
     PyTorch masked    the same with `grad *= mask`, as in the paper's appendix
     PyTorch compiled  `torch.compile` of network and loss, where asked for by --torch-compile
 
-The steps take turns, so that what disturbs the machine disturbs all; medians. "step MB" is what the
+The steps take turns, so that what disturbs the machine disturbs all: medians of their times, and of
+each turn's ratios to full training. PyTorch has processes of its own. "step MB" is what the
 compiled step needs at once: arguments, results that are not written over them, and temporaries, as
 XLA plans it.
 """
@@ -38,6 +39,7 @@ from flax import nnx  # noqa: E402
 
 import pb_jax  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
+from benchmarks.torch_steps import TorchStep, timed  # noqa: E402
 from pb_jax.data import Dataset, Split, Vocabulary  # noqa: E402
 from pb_jax.training import (  # noqa: E402
     Captioning,
@@ -129,9 +131,13 @@ class Ours:
             total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
             self.step_mb = (total - sum(a.nbytes for a in jax.tree.leaves(self._data))) / 1e6
 
-    def __call__(self) -> None:
-        """Make one step, and wait for it."""
+    def __call__(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps, one after the other."""
+        return timed(self._one, steps)[0]
+
+    def _one(self) -> float:
         self._held = jax.block_until_ready(self.compiled(*self._held, self._data, self._rows))
+        return float("nan")  # the loss is not looked at
 
 
 def megabytes(tree: Any) -> float:
@@ -139,47 +145,40 @@ def megabytes(tree: Any) -> float:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
 
 
-def pytorch(name: str, way: str, frozen: float) -> Callable[[], Any]:
+def pytorch(name: str, way: str, frozen: float) -> TorchStep:
     """A step of PyTorch."""
-    import torch
-
-    from benchmarks.step_time import NETWORKS, batch, torch_step
-
-    torch.manual_seed(0)
     share = frozen if way == "PyTorch masked" else None
-    return torch_step(
-        NETWORKS[name](), *batch(name, 100), frozen=share, compiled=way == "PyTorch compiled"
-    )
+    return TorchStep(name, frozen=share, compiled=way == "PyTorch compiled")
 
 
-def medians(steps: dict[str, Callable[[], Any]], repeats: int, run: int) -> dict[str, float]:
-    """Seconds of a step of each way, in turns of `run` steps, of which the first does not count."""
+def turns(
+    steps: Mapping[str, Callable[[int], list[float]]], repeats: int, run: int
+) -> dict[str, list[float]]:
+    """Seconds of a step of each way in each turn: the median of `run` steps, after one more."""
     times: dict[str, list[float]] = {way: [] for way in steps}
     for step in steps.values():
-        step()
+        step(2)
     for _ in range(repeats):
         for way, step in steps.items():
-            time.sleep(0.1)  # PyTorch's threads spin for a while after their last work
-            for i in range(run + 1):
-                start = time.perf_counter()
-                step()
-                if i:
-                    times[way].append(time.perf_counter() - start)
-    return {way: statistics.median(taken) for way, taken in times.items()}
+            time.sleep(0.1)  # threads spin for a while after their last work
+            times[way].append(statistics.median(step(run + 1)[1:]))
+    return times
 
 
 def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> list[tuple[Any, ...]]:
     """The rows of a network at a frozen share."""
     ours = {way: Ours(name, way, frozen) for way in WAYS}
-    steps: dict[str, Callable[[], Any]] = dict(ours)
-    if name in models.NAMES:
-        steps |= {way: pytorch(name, way, frozen) for way in torch_ways}
-    taken = medians(steps, repeats, 20 if name == "lenet5" else 1)
+    theirs = {way: pytorch(name, way, frozen) for way in torch_ways if name in models.NAMES}
+    taken = turns({**ours, **theirs}, repeats, 20 if name == "lenet5" else 1)
+    for step in theirs.values():
+        step.close()
     rows = []
     for way, seconds in taken.items():
         one = ours.get(way)
         known = (None, None, None) if one is None else (one.compile_s, one.state_mb, one.step_mb)
-        rows.append((name, frozen, way, seconds, seconds / taken["full"], *known))
+        ratios = [own / full for own, full in zip(seconds, taken["full"], strict=True)]
+        of_full = statistics.median(ratios)
+        rows.append((name, frozen, way, statistics.median(seconds), of_full, *known))
     return rows
 
 

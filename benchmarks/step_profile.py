@@ -21,11 +21,9 @@ import re
 import statistics
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import models
 
@@ -34,8 +32,9 @@ models.reuse_host_memory()
 import jax  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402
 
-from benchmarks.freeze_step import TRAINED, Ours, pytorch  # noqa: E402
+from benchmarks.freeze_step import TRAINED, Ours  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
+from benchmarks.torch_steps import TorchStep  # noqa: E402
 
 COLUMNS = ("network", "program", "kind", "ms")
 KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
@@ -83,12 +82,11 @@ def kind_of(operation: str, path: str, line: str) -> str | None:
     return "rest" if "jvp(" in path or not path else "update"
 
 
-def traced(step: Callable[[], Any], steps: int) -> Iterator[tuple[str, float]]:
+def traced(step: Ours, steps: int) -> Iterator[tuple[str, float]]:
     """What XLA's profiler sees of some steps: names and milliseconds."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            for _ in range(steps):
-                step()
+            step(steps)
         (file,) = Path(folder).rglob("*.xplane.pb")
         for plane in ProfileData.from_file(str(file)).planes:
             for line in plane.lines:
@@ -96,44 +94,17 @@ def traced(step: Callable[[], Any], steps: int) -> Iterator[tuple[str, float]]:
                     yield event.name, event.duration_ns / 1e6
 
 
-def torch(name: str, steps: int) -> defaultdict[str, float]:
+def theirs(name: str, steps: int) -> dict[str, float]:
     """The same of PyTorch's step."""
-    from torch.profiler import ProfilerActivity, profile
-
-    step = pytorch(name, "PyTorch", 0.0)
-    found = defaultdict[str, float](float, step=median_ms(step, steps))
-    with profile(activities=[ProfilerActivity.CPU]):
-        step()  # the first takes longer
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in range(steps):
-            step()
-    for event in profiler.key_averages():
-        ms, operation = event.self_cpu_time_total / 1e3 / steps, event.key
-        if operation.startswith("Optimizer.step"):
-            # All that it calls was counted as something else.
-            whole = event.cpu_time_total / 1e3 / steps
-            found["update"] += whole
-            found["rest"] += ms - whole
-        elif "convolution_backward" in operation:
-            found["images + kernels"] += ms
-        elif "convolution" in operation:
-            found["forward"] += ms
-        elif operation in ("aten::addmm", "aten::mm", "aten::bmm"):
-            found["products"] += ms
-        else:
-            found["rest"] += ms
+    step = TorchStep(name)
+    found = {"step": median_ms(step, steps), **step.profile(steps)}
+    step.close()
     return found
 
 
-def median_ms(step: Callable[[], Any], steps: int) -> float:
+def median_ms(step: Callable[[int], list[float]], steps: int) -> float:
     """Of some steps, after two that do not count."""
-    taken = []
-    for i in range(steps + 2):
-        start = time.perf_counter()
-        step()
-        if i >= 2:
-            taken.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(taken)
+    return statistics.median(step(steps + 2)[2:]) * 1e3
 
 
 def main() -> int:
@@ -159,9 +130,9 @@ def main() -> int:
     print(f"{device['device']}, jax {device['jax']}, {device['date']}; ms a step")
     print(f"{'network':12} {'program':8}" + "".join(f"{kind:>9}" for kind in KINDS))
     for name in names:
-        programs = {"pb_jax": ours(name, arguments.steps)}
+        programs: dict[str, dict[str, float]] = {"pb_jax": ours(name, arguments.steps)}
         if name in models.NAMES and not arguments.no_torch:
-            programs["PyTorch"] = torch(name, arguments.steps)
+            programs["PyTorch"] = theirs(name, arguments.steps)
         for program, found in programs.items():
             rows.extend((name, program, kind, ms) for kind, ms in found.items())
             both = found.pop("images + kernels", None)

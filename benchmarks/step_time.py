@@ -3,8 +3,9 @@
     python -m benchmarks.step_time [--models lenet5,vgg19] [--batch 100] [--repeats 5] [--json FILE]
 
 All three make the same step from the same parameters: forward, backward, running statistics and
-AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout. The steps
-take turns, so that what disturbs the machine disturbs all of them; medians are reported.
+AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout, in a process
+of its own. The steps take turns, so that what disturbs the machine disturbs all of them; medians
+are reported.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from benchmarks.rows import machine  # noqa: E402
+from benchmarks.torch_steps import Step, TorchStep, batch, timed  # noqa: E402
 from pb_jax.errors import UserError  # noqa: E402
 from pb_jax.files import write_json  # noqa: E402
 from pb_jax.training.optimizers import amsgrad_torch  # noqa: E402
@@ -41,58 +43,6 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     sys.exit("step_time compares with PyTorch: pip install -e '.[bench]'")
-
-Step = Callable[[], float]
-"""Makes one update, waits for it, and returns the loss before it."""
-
-
-def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normal images (N, H, W, C) and labels."""
-    shape = (size, 28, 28, 1) if name == "lenet5" else (size, 32, 32, 3)
-    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return images, (np.arange(size) % 10).astype(np.int64)
-
-
-def torch_step(
-    network: Any,
-    images: np.ndarray,
-    labels: np.ndarray,
-    *,
-    frozen: float | None = None,
-    compiled: bool = False,
-) -> Step:
-    """The appendix's loop: `Adam(amsgrad=True)`, channels last.
-
-    Args:
-        network: a PyTorch module of images (N, C, H, W).
-        images: float32 (N, H, W, C).
-        labels: int64 (N,).
-        frozen: share of the gradients that random masks set to zero; None: no masks.
-        compiled: whether `torch.compile` compiles network and loss; else they run eagerly.
-    """
-    network = network.to(memory_format=torch.channels_last).train()
-    x = torch.from_numpy(images).permute(0, 3, 1, 2)
-    x = x.contiguous(memory_format=torch.channels_last)
-    y = torch.from_numpy(labels)
-    parameters = list(network.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, amsgrad=True)
-    masks = [] if frozen is None else [(torch.rand_like(p) > frozen).float() for p in parameters]
-
-    def objective(x: Any, y: Any) -> Any:
-        return torch.nn.functional.cross_entropy(network(x), y)
-
-    compute = torch.compile(objective) if compiled else objective
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = compute(x, y)
-        loss.backward()
-        for parameter, mask in zip(parameters, masks, strict=False):
-            parameter.grad *= mask
-        optimizer.step()
-        return loss.item()
-
-    return step
 
 
 @contextlib.contextmanager
@@ -150,30 +100,28 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
     network = NETWORKS[name]()
     weights = {key: value.numpy().copy() for key, value in network.state_dict().items()}
     images, labels = batch(name, size)
-    steps = {"pytorch": torch_step(network, images, labels)}
+    pytorch = TorchStep(name, size)
     compilation: dict[str, float] = {}
+    compiled: dict[str, Step] = {}
     ours = models.compiler_options("cpu")
-    steps["pb_jax"], compilation["pb_jax"] = jax_step(name, weights, images, labels, ours)
+    compiled["pb_jax"], compilation["pb_jax"] = jax_step(name, weights, images, labels, ours)
     if stock:
         with stock_convolution():
-            steps["stock"], compilation["stock"] = jax_step(name, weights, images, labels, {})
+            compiled["stock"], compilation["stock"] = jax_step(name, weights, images, labels, {})
 
     # The first steps fetch memory and choose algorithms; all must begin with the same loss.
-    first = {kind: step() for kind, step in steps.items()}
+    pytorch(1)
+    first = {"pytorch": pytorch.loss, **{kind: step() for kind, step in compiled.items()}}
     if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
         raise AssertionError(f"{name}: the steps compute different losses: {first}")
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {kind: [] for kind in steps}
-    run = 21 if name == "lenet5" else 1
+    runs: dict[str, Callable[[int], list[float]]] = {"pytorch": pytorch}
+    runs |= {kind: lambda n, step=step: timed(step, n)[0] for kind, step in compiled.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
     for _ in range(repeats):
-        for kind, step in steps.items():
-            time.sleep(0.1)  # PyTorch's threads spin for a while after their last work
-            for i in range(run):
-                start = time.perf_counter()
-                step()
-                if i or run == 1:
-                    times[kind].append(time.perf_counter() - start)
+        for kind, run in runs.items():
+            time.sleep(0.1)  # threads spin for a while after their last work
+            times[kind] += run(21 if name == "lenet5" else 2)[1:]
+    pytorch.close()
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     return {
         "batch": size,
