@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from flax import nnx  # noqa: E402
 
 import pb_jax  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
-from benchmarks.torch_steps import TorchStep, timed  # noqa: E402
+from benchmarks.torch_steps import TorchStep, ratio, timed, turns  # noqa: E402
 from pb_jax.data import Dataset, Split, Vocabulary  # noqa: E402
 from pb_jax.training import (  # noqa: E402
     Captioning,
@@ -151,20 +151,6 @@ def pytorch(name: str, way: str, frozen: float) -> TorchStep:
     return TorchStep(name, frozen=share, compiled=way == "PyTorch compiled")
 
 
-def turns(
-    steps: Mapping[str, Callable[[int], list[float]]], repeats: int, run: int
-) -> dict[str, list[float]]:
-    """Seconds of a step of each way in each turn: the median of `run` steps, after one more."""
-    times: dict[str, list[float]] = {way: [] for way in steps}
-    for step in steps.values():
-        step(2)
-    for _ in range(repeats):
-        for way, step in steps.items():
-            time.sleep(0.1)  # threads spin for a while after their last work
-            times[way].append(statistics.median(step(run + 1)[1:]))
-    return times
-
-
 def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> list[tuple[Any, ...]]:
     """The rows of a network at a frozen share."""
     ours = {way: Ours(name, way, frozen) for way in WAYS}
@@ -176,8 +162,7 @@ def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> li
     for way, seconds in taken.items():
         one = ours.get(way)
         known = (None, None, None) if one is None else (one.compile_s, one.state_mb, one.step_mb)
-        ratios = [own / full for own, full in zip(seconds, taken["full"], strict=True)]
-        of_full = statistics.median(ratios)
+        of_full = ratio(seconds, taken["full"])
         rows.append((name, frozen, way, statistics.median(seconds), of_full, *known))
     return rows
 

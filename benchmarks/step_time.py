@@ -4,8 +4,8 @@
 
 All three make the same step from the same parameters: forward, backward, running statistics and
 AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout, in a process
-of its own. The steps take turns, so that what disturbs the machine disturbs all of them; medians
-are reported.
+of its own. The steps take turns, so that what disturbs the machine disturbs all of them: medians
+of their times, and of each turn's ratios.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import optax  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from benchmarks.rows import machine  # noqa: E402
-from benchmarks.torch_steps import Step, TorchStep, batch, timed  # noqa: E402
+from benchmarks.torch_steps import Step, TorchStep, batch, ratio, timed, turns  # noqa: E402
 from pb_jax.errors import UserError  # noqa: E402
 from pb_jax.files import write_json  # noqa: E402
 from pb_jax.training.optimizers import amsgrad_torch  # noqa: E402
@@ -116,18 +116,12 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
         raise AssertionError(f"{name}: the steps compute different losses: {first}")
     runs: dict[str, Callable[[int], list[float]]] = {"pytorch": pytorch}
     runs |= {kind: lambda n, step=step: timed(step, n)[0] for kind, step in compiled.items()}
-    times: dict[str, list[float]] = {kind: [] for kind in runs}
-    for _ in range(repeats):
-        for kind, run in runs.items():
-            time.sleep(0.1)  # threads spin for a while after their last work
-            times[kind] += run(21 if name == "lenet5" else 2)[1:]
+    times = turns(runs, repeats, 20 if name == "lenet5" else 1)
     pytorch.close()
-    medians = {kind: statistics.median(values) for kind, values in times.items()}
     return {
         "batch": size,
-        "seconds": medians,
-        "fastest": {kind: min(values) for kind, values in times.items()},
-        "ratio_to_pytorch": {kind: value / medians["pytorch"] for kind, value in medians.items()},
+        "seconds": {kind: statistics.median(taken) for kind, taken in times.items()},
+        "ratio_to_pytorch": {kind: ratio(times[kind], times["pytorch"]) for kind in times},
         "compile_seconds": compilation,
     }
 

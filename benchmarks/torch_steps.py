@@ -1,15 +1,16 @@
-"""PyTorch's training step, in a process of its own.
+"""Timing steps in turns, and PyTorch's training step in a process of its own.
 
 In one process with JAX it finds the memory in pieces: DenseNet-121's step takes a seventh longer.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,25 @@ def timed(step: Step, steps: int) -> tuple[list[float], float]:
         loss = step()
         seconds.append(time.perf_counter() - start)
     return seconds, loss
+
+
+def turns(
+    steps: Mapping[str, Callable[[int], list[float]]], repeats: int, run: int
+) -> dict[str, list[float]]:
+    """Seconds of a step of each way in each turn: the median of `run` steps, after one more."""
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for step in steps.values():
+        step(2)
+    for _ in range(repeats):
+        for way, step in steps.items():
+            time.sleep(0.1)  # threads spin for a while after their last work
+            times[way].append(statistics.median(step(run + 1)[1:]))
+    return times
+
+
+def ratio(own: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the ratios of each turn, which slow changes of the machine leave alone."""
+    return statistics.median(a / b for a, b in zip(own, other, strict=True))
 
 
 def torch_step(name: str, size: int, frozen: float | None, compiled: bool) -> Step:

@@ -355,10 +355,12 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
     """
     height, width = kernel.shape[:2]
     down, across = height // 2, width // 2
-    seen = jnp.concatenate([_moved(a, 2, across - i) for i in range(width)], 3)
-    others = [_moved(b, 1, i - down) for i in range(height)]
+    seen = _shifted(_padded(a, ((0, 0), (across, across))), width, 2)
+    around = _padded(b, ((down, down), (0, 0)))
     if max(a.shape[3], b.shape[3]) <= _GATHERED:
-        others = [jnp.concatenate(others, 3)]
+        others = [_shifted(around, height, 1)]
+    else:
+        others = [lax.slice_in_dim(around, i, i + b.shape[1], 1, 1) for i in range(height)]
     seen, others = lax.optimization_barrier((seen, others))
     pixels = math.prod(a.shape[:3])
     products = [
@@ -372,14 +374,8 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
         for other in others
     ]
     taps = jnp.concatenate(products, 1).reshape(width, a.shape[3], height, b.shape[3])
-    return taps.transpose(2, 0, 1, 3)
-
-
-def _moved(x: jax.Array, axis: int, steps: int) -> jax.Array:
-    """`x`, moved along an axis; zeros where nothing comes from."""
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (steps, -steps, 0)
-    return lax.pad(x, jnp.zeros([], x.dtype), config)
+    # The lower `b` lies, the higher is the tap by which `a` sees it.
+    return taps.transpose(2, 0, 1, 3)[::-1]
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
