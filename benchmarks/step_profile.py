@@ -58,14 +58,15 @@ def ours(name: str, steps: int) -> defaultdict[str, float]:
 
 def instructions(text: str) -> Iterator[tuple[str, str | None]]:
     """Names of a program's instructions, and the kind of each that does something by itself."""
+    convolves = "/convolution/" in text
     for line in text.splitlines():
         if match := _INSTRUCTION.match(line):
             name, operation = match.groups()
             path = re.search(r'op_name="([^"]*)"', line)
-            yield name, kind_of(operation, path[1] if path else "", line)
+            yield name, kind_of(operation, path[1] if path else "", line, convolves)
 
 
-def kind_of(operation: str, path: str, line: str) -> str | None:
+def kind_of(operation: str, path: str, line: str, convolves: bool) -> str | None:
     """What an instruction's time counts as."""
     if operation in _CONTAINERS:
         return None
@@ -76,7 +77,7 @@ def kind_of(operation: str, path: str, line: str) -> str | None:
     if product:
         # oneDNN adds biases, and the gradients of a branch, to what it computes; the sum's name
         # remains.
-        added = {"add": "forward", "add_any": "images"}
+        added = {"add": "forward", "add_any": "images"} if convolves else {}
         return added.get(path.rpartition("/")[2], "products")
     # Copies that the compiler makes have no path.
     return "rest" if "jvp(" in path or not path else "update"

@@ -136,10 +136,13 @@ def torch_step(name: str, size: int, frozen: float | None, compiled: bool) -> St
 
 def profiled(step: Step, steps: int) -> dict[str, float]:
     """What PyTorch's profiler sees: milliseconds of a step by kind."""
+    # Some of its runs take a half longer than a step does: the quickest of three.
+    return min((_profiled(step, steps) for _ in range(3)), key=lambda kinds: sum(kinds.values()))
+
+
+def _profiled(step: Step, steps: int) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]):
-        step()  # the first takes longer
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             step()
