@@ -12,8 +12,9 @@ PyTorch's own profilers, in milliseconds a step.
     update                     the optimizer, and what the step reports
     step                       the whole step without a profiler
 
-Each profile is the quickest of three. PyTorch's profiler sees both gradients of a convolution as one, with what is moved for them.
-Operations that run side by side count both, so that their sum may be above the step's.
+Each profile is the quickest of three. PyTorch's profiler sees both gradients of a convolution as
+one, with what is moved for them. Operations that run side by side count both, so that their sum may
+be above the step's.
 """
 
 import argparse
