@@ -162,7 +162,10 @@ def primitives(jaxpr):
     """How often each primitive is in a program, those inside of loops included."""
     counts = {}
     for equation in jaxpr.eqns:
-        counts[equation.primitive.name] = counts.get(equation.primitive.name, 0) + 1
+        # A choice by platform is a branch until the program is lowered.
+        chosen = equation.params.get("branches_platforms")
+        name = "platform" if chosen else equation.primitive.name
+        counts[name] = counts.get(name, 0) + 1
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
