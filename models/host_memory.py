@@ -4,7 +4,7 @@ import ctypes
 import platform
 
 # mallopt(3), glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_MXFAST, _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = 1, -1, -4, -8
 
 
 def reuse_host_memory() -> bool:
@@ -12,7 +12,9 @@ def reuse_host_memory() -> bool:
 
     XLA:CPU allocates the scratch space of a step, up to gigabytes, anew each time. glibc gets it
     from the kernel page by page, and returns it afterwards: that can take as long as the step.
-    Afterwards the process stays at its largest size. Call it once, before JAX starts its threads.
+    Afterwards the process stays at its largest size, of which a step may take a new part now and
+    then: glibc cuts the ends off aligned memory, and holds a few of them back. Call it once, before
+    JAX starts its threads.
 
     Returns:
         Whether it was done: only glibc (Linux) can.
@@ -26,6 +28,8 @@ def reuse_host_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # One arena: those of other threads than the first cannot grow to such sizes.
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))  # -1: never
+    settings = [(_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]  # -1: never
+    # Ends that are cut off join what is free, instead of keeping it from its neighbour.
+    settings.append((_M_MXFAST, 0))
     done = [mallopt(parameter, value) for parameter, value in settings]
     return all(done)
