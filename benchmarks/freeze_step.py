@@ -14,7 +14,8 @@ captions of 16 words over features of 8 x 8 x 1280). The masks are random.
     PyTorch compiled  `torch.compile` of network and loss, where asked for by --torch-compile
 
 The steps take turns, so that what disturbs the machine disturbs all: medians of their times, and of
-each turn's ratios to full training. PyTorch has processes of its own. "step MB" is what the
+each turn's ratios to full training, of the turns in which the machine's cores were as near to each
+other as at best (`benchmarks.cores`). PyTorch has processes of its own. "step MB" is what the
 compiled step needs at once: arguments, results that are not written over them, and temporaries, as
 XLA plans it.
 """
@@ -155,7 +156,7 @@ def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> li
     """The rows of a network at a frozen share."""
     ours = {way: Ours(name, way, frozen) for way in WAYS}
     theirs = {way: pytorch(name, way, frozen) for way in torch_ways if name in models.NAMES}
-    taken = turns({**ours, **theirs}, repeats, 20 if name == "lenet5" else 1)
+    taken, _ = turns({**ours, **theirs}, repeats, 20 if name == "lenet5" else 1)
     for step in theirs.values():
         step.close()
     rows = []

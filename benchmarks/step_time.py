@@ -5,7 +5,8 @@
 All three make the same step from the same parameters: forward, backward, running statistics and
 AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout, in a process
 of its own. The steps take turns, so that what disturbs the machine disturbs all of them: medians
-of their times, and of each turn's ratios.
+of their times, and of each turn's ratios. Turns in which a virtual machine's cores were farther
+from each other than at best (`benchmarks.cores`) stand apart.
 """
 
 import argparse
@@ -116,13 +117,19 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
         raise AssertionError(f"{name}: the steps compute different losses: {first}")
     runs: dict[str, Callable[[int], list[float]]] = {"pytorch": pytorch}
     runs |= {kind: lambda n, step=step: timed(step, n)[0] for kind, step in compiled.items()}
-    times = turns(runs, repeats, 20 if name == "lenet5" else 1)
+    near, far = turns(runs, repeats, 20 if name == "lenet5" else 1)
     pytorch.close()
+    return {"batch": size, "compile_seconds": compilation, **compared(near), "far": compared(far)}
+
+
+def compared(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Medians of some turns."""
+    if not times["pytorch"]:
+        return {"turns": 0}
     return {
-        "batch": size,
+        "turns": len(times["pytorch"]),
         "seconds": {kind: statistics.median(taken) for kind, taken in times.items()},
         "ratio_to_pytorch": {kind: ratio(times[kind], times["pytorch"]) for kind in times},
-        "compile_seconds": compilation,
     }
 
 
@@ -160,6 +167,9 @@ def main() -> int:
             f"{result['ratio_to_pytorch']['pb_jax']:8.2f}{result['compile_seconds']['pb_jax']:11.1f}",
             flush=True,
         )
+        if far := result["far"]["turns"]:
+            farther = result["far"]["ratio_to_pytorch"]["pb_jax"]
+            print(f"{'':14}{far} more turns, with cores farther from each other{farther:9.2f}")
     if arguments.json:
         # One network at a time keeps the machine quiet; results of the others stay.
         if arguments.json.exists():
