@@ -156,7 +156,7 @@ def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> li
     """The rows of a network at a frozen share."""
     ours = {way: Ours(name, way, frozen) for way in WAYS}
     theirs = {way: pytorch(name, way, frozen) for way in torch_ways if name in models.NAMES}
-    taken, _ = turns({**ours, **theirs}, repeats, 20 if name == "lenet5" else 1)
+    taken, _ = turns({**ours, **theirs}, repeats, 100 if name == "lenet5" else 1)
     for step in theirs.values():
         step.close()
     rows = []

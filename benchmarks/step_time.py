@@ -117,7 +117,7 @@ def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
         raise AssertionError(f"{name}: the steps compute different losses: {first}")
     runs: dict[str, Callable[[int], list[float]]] = {"pytorch": pytorch}
     runs |= {kind: lambda n, step=step: timed(step, n)[0] for kind, step in compiled.items()}
-    near, far = turns(runs, repeats, 20 if name == "lenet5" else 1)
+    near, far = turns(runs, repeats, 100 if name == "lenet5" else 1)
     pytorch.close()
     return {"batch": size, "compile_seconds": compilation, **compared(near), "far": compared(far)}
 
@@ -142,7 +142,7 @@ def main() -> int:
         "--repeats",
         type=int,
         default=5,
-        help="turns; 20 steps each of LeNet-5, one of the others (5)",
+        help="turns; 100 steps each of LeNet-5, one of the others (5)",
     )
     parser.add_argument("--no-stock", action="store_true", help="leave the stock convolution out")
     parser.add_argument("--json", type=Path, help="write the numbers here, beside those there")
