@@ -35,7 +35,7 @@ from jax.profiler import ProfileData  # noqa: E402
 
 from benchmarks.freeze_step import TRAINED, Ours  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
-from benchmarks.torch_steps import TorchStep  # noqa: E402
+from benchmarks.torch_steps import TorchStep, quickest  # noqa: E402
 
 COLUMNS = ("network", "program", "kind", "ms")
 KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
@@ -59,8 +59,7 @@ def ours(name: str, steps: int) -> dict[str, float]:
                 found[kind] += ms / steps
         return found
 
-    # The quickest of three, as of PyTorch's.
-    return {"step": whole, **min((once() for _ in range(3)), key=lambda found: sum(found.values()))}
+    return {"step": whole, **quickest(once)}
 
 
 def instructions(text: str) -> Iterator[tuple[str, str | None]]:

@@ -27,9 +27,11 @@ def reuse_host_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # One arena: those of other threads than the first cannot grow to such sizes.
-    settings = [(_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)]  # -1: never
-    # Ends that are cut off join what is free, instead of keeping it from its neighbour.
-    settings.append((_M_MXFAST, 0))
+    settings = (
+        (_M_ARENA_MAX, 1),  # those of other threads than the first cannot grow to such sizes
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, -1),  # never
+        (_M_MXFAST, 0),  # ends that are cut off join what is free, and do not part it
+    )
     done = [mallopt(parameter, value) for parameter, value in settings]
     return all(done)
