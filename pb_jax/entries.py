@@ -24,6 +24,7 @@ _SORTED: Any = {
     "indices_are_sorted": True,
     "unique_indices": True,
     "mode": "promise_in_bounds",
+    "wrap_negative_indices": False,  # there are none, and to look would write the indices again
 }
 _LARGEST = 2**31 - 1  # what an int32 index reaches
 

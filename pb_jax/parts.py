@@ -13,7 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pb_jax.sharding import automatically
 
-_SORTED: Any = {"indices_are_sorted": True, "unique_indices": True}
+_SORTED: Any = {
+    "indices_are_sorted": True,
+    "unique_indices": True,
+    "wrap_negative_indices": False,
+}
 
 
 @jax.tree_util.register_dataclass

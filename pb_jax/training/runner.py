@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.training.compact import is_compact, trainable
+from pb_jax.training.constants import of_changing, split_constants, with_constants
 from pb_jax.training.feed import Batches, Resident, Streamed
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mask_report import MaskReport, look
@@ -152,8 +153,7 @@ class Runner:
             done = 1
         if self._scan and done == 1:
             if len(lengths) > 1 and not stopping.asked:
-                rest = self._compiled[_named("rest", state), 0]
-                state, totals = rest(state, totals, *batches(1))
+                state, totals = self._run("rest", 0, state, totals, batches(1))
             return state, totals, report
         pending = collections.deque([totals])
         for number, length in enumerate(lengths[done:], done):
@@ -193,7 +193,16 @@ class Runner:
     def _step(
         self, length: int, state: TrainState, totals: Totals, batches: Batches
     ) -> tuple[TrainState, Totals]:
-        return self._compiled[_named("train", state), length](state, totals, *batches)
+        return self._run("train", length, state, totals, batches)
+
+    def _run(
+        self, function: str, length: int, state: TrainState, totals: Totals, batches: Batches
+    ) -> tuple[TrainState, Totals]:
+        """One step, "train", or all but the first of an epoch, "rest"."""
+        compiled = self._compiled[_named(function, state), length]
+        state, constants = split_constants(state)
+        state, totals = compiled(state, constants, totals, *batches)
+        return with_constants(state, constants), totals
 
     def _first(
         self,
@@ -288,10 +297,11 @@ class Runner:
         self, state: TrainState, order: Order
     ) -> dict[tuple[str, int], Callable[[], Any]]:
         """The compilations of an epoch's steps for a state, or for the shapes of a dense one."""
-        steps, before = self.steps.narrowed(state), (state, self._placed(Totals.empty()))
+        steps = self.steps.narrowed(state)
+        before = (*split_constants(state), self._placed(Totals.empty()))
         jobs = {
             (_named("train", state), length): self._compilation(
-                functools.partial(steps.train, length=length),
+                of_changing(functools.partial(steps.train, length=length)),
                 *before,
                 *self._feed.like(order, length),
                 donate=True,
@@ -302,7 +312,7 @@ class Runner:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
             many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
             jobs[_named("rest", state), 0] = self._compilation(
-                many, *before, *self._feed.like(order, 0), donate=True
+                of_changing(many), *before, *self._feed.like(order, 0), donate=True
             )
         return jobs
 
