@@ -34,6 +34,20 @@ def test_turns_are_parted_by_how_near_the_cores_are(monkeypatch, trips, near, fa
     assert of_far == {"a": far, "b": [10 + turn for turn in far]}
 
 
+def test_each_turn_begins_with_another_way(monkeypatch):
+    monkeypatch.setattr(torch_steps, "round_trip_ns", lambda: 100.0)
+    monkeypatch.setattr(torch_steps.time, "sleep", lambda seconds: None)
+    order = []
+
+    def called(way):
+        return lambda steps: (order.append(way), [1.0] * steps)[1]
+
+    turns({way: called(way) for way in "abc"}, 3, 1)
+    warm, *first = (order[at] for at in (0, 3, 6, 9))
+    assert warm == "a"
+    assert sorted(first) == ["a", "b", "c"]
+
+
 def test_a_ratio_is_the_median_of_the_turns_ratios():
     assert ratio([2.0, 30.0, 6.0], [1.0, 10.0, 3.0]) == 2.0
 
