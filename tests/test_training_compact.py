@@ -18,6 +18,7 @@ from pb_jax.study import make_plan, parse_rules, run_together
 from pb_jax.training import compact, metrics, optimizers
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.classification import Split
+from pb_jax.training.constants import of_changing, split_constants, with_constants
 from pb_jax.training.progress import Progress
 from pb_jax.training.runner import Runner
 from pb_jax.training.step import Totals, frozen_counts, mask_of, strong
@@ -345,6 +346,29 @@ def test_no_dense_updates_in_the_compact_step():
     assert "bool[36,12]" not in text
     assert "sqrt" in text
     assert not [line for line in text.splitlines() if "sqrt" in line and "[36,12]" in line]
+
+
+@pytest.mark.parametrize("form", ["no mask", "dense", "compact"])
+def test_a_compiled_step_returns_only_what_changes(form):
+    run = Trained(HALF, compact=True)
+    if form == "no mask":
+        steps, state = tiny_steps()
+        state = strong(state)
+    else:
+        steps, state = run.steps, run.masked
+        state = run.steps.compacted(state)[0] if form == "compact" else state
+    wanted, _ = jax.jit(steps.train)(state, Totals.empty(), *run.rest)
+    names = len(state.params)
+    apart = {"no mask": 0, "dense": names, "compact": names + 5}  # the stem's bias has no indices
+    before = len(jax.tree.leaves(state))
+    changing, constants = split_constants(state)
+    assert len(jax.tree.leaves(constants)) == apart[form]
+    assert len(jax.tree.leaves(changing)) == before - apart[form]
+    assert_same_bits(with_constants(changing, constants), state)
+    train = jax.jit(of_changing(steps.train), donate_argnums=0)
+    changed, _ = train(changing, constants, Totals.empty(), *run.rest)
+    assert len(jax.tree.leaves(changed)) == before - apart[form]
+    assert_same_bits(with_constants(changed, constants), wanted)
 
 
 def test_the_learning_rate_is_set_through_the_compact_state():

@@ -1,8 +1,8 @@
 """What a training step reads of its state and never changes: the mask, and where its entries are.
 
-Each array that goes into a compiled function and comes out of it costs time, however small it is:
-a compact state of DenseNet-121 has two for each of 362 leaves, and with them an update took a
-quarter longer. So compiled steps are given the constants apart, and return only what changes.
+Each array that goes into a compiled function and comes out of it costs time, however small it is,
+and a compact state has two for each leaf: they could take what its update saves. So compiled steps
+are given the constants apart, and return only what changes.
 """
 
 from collections.abc import Callable
