@@ -159,7 +159,8 @@ def test_a_run_compacts_by_itself(by_itself):
 
 
 def test_it_equals_the_dense_run(dense, by_itself):
-    assert lines(by_itself.workdir)[:3] == lines(dense[0])[:3] != []
+    before = tiny_freezing().start_epoch - 1
+    assert lines(by_itself.workdir)[:before] == lines(dense[0])[:before] != []
     for one, other in zip(lines(by_itself.workdir), lines(dense[0]), strict=True):
         for key in ("frozen_fraction", "zero_gradient_fraction", "threshold", "learning_rate"):
             assert one[key] == other[key], key
