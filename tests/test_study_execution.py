@@ -1,11 +1,13 @@
 import io
 import os
 import signal
+import subprocess
 import threading
+import time
 
 import pytest
 
-from pb_jax.study import Executor, starts_of
+from pb_jax.study import Executor, execution, starts_of
 from pb_jax.training import metrics
 from tests.synthetic_study import plan, process, write_run
 
@@ -101,7 +103,7 @@ def test_an_interrupt_ends_the_processes_and_the_same_command_goes_on(tmp_path):
 
     def interrupt():
         while not path.exists() or len(metrics.read(path)) < 2:
-            pass
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -115,6 +117,23 @@ def test_an_interrupt_ends_the_processes_and_the_same_command_goes_on(tmp_path):
     assert failures == []
     assert len(commands) == 2
     assert [record["epoch"] for record in metrics.read(path)] == [1, 2, 3]
+
+
+def test_an_interrupt_while_a_process_starts_ends_it(tmp_path, monkeypatch):
+    started = []
+
+    def popen(*args, original=subprocess.Popen, **options):
+        started.append(original(*args, **options))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return started[-1]
+
+    monkeypatch.setattr(execution.subprocess, "Popen", popen)
+    with pytest.raises(KeyboardInterrupt):
+        execute(tmp_path, plan("none", seeds=1), {"runs/none/seed_0": "hang"})
+    (process,) = started
+    assert process.returncode is not None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_that_was_finished_elsewhere_gives_its_share(tmp_path):

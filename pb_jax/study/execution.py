@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ class Executor:
                 for slot in set(range(self._jobs)) - running.keys():
                     run = self._next(waiting, [r for r, _ in running.values()], failures)
                     if run is not None:
-                        running[slot] = (run, self._start(run, slot))
+                        with _uninterrupted():
+                            running[slot] = (run, self._start(run, slot))
                 for slot, (run, process) in list(running.items()):
                     if process.poll() is not None:
                         del running[slot]
@@ -190,6 +192,22 @@ def _epochs_done(workdir: Path) -> int:
         return len(metrics.read(workdir / "metrics.jsonl"))
     except ValueError:  # the run itself will say so
         return 0
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until a process that was started is known: else nobody would end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C never comes here
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager
