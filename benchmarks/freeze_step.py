@@ -1,6 +1,7 @@
 """A training step by what is frozen: in full, under a dense mask, compact, whole channels; PyTorch.
 
-    python -m benchmarks.freeze_step [--models lenet5,captioner] [--frozen 0.8] [--json FILE]
+    python -m benchmarks.freeze_step [--models lenet5,captioner] [--frozen 0.8] [--rounds 3]
+        [--json FILE]
 
 The steps are those that `train.py` compiles, on random data, in batches of 100 (captioner: 60
 captions of 16 words over features of 8 x 8 x 1280). The masks are random.
@@ -13,166 +14,77 @@ captions of 16 words over features of 8 x 8 x 1280). The masks are random.
     PyTorch masked    the same with `grad *= mask`, as in the paper's appendix
     PyTorch compiled  `torch.compile` of network and loss, where asked for by --torch-compile
 
-The steps take turns, so that what disturbs the machine disturbs all: medians of their times, and of
-each turn's ratios to full training, of the turns in which the machine's cores were as near to each
-other as at best (`benchmarks.cores`). PyTorch has processes of its own. "step MB" is what the
-compiled step needs at once: arguments, results that are not written over them, and temporaries, as
-XLA plans it.
+Each has a process of its own, as a training has, and takes turns with full training, so that what
+disturbs the machine disturbs both: medians of their times, and of each turn's ratios, of the turns
+in which the machine's cores were as near to each other as at best (`benchmarks.cores`); "far": of
+the others. "step MB" is
+what the compiled step needs at once: arguments, results that are not written over them, and
+temporaries, as XLA plans it.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import models
+from benchmarks.jax_steps import TRAINED, train_process
+from benchmarks.processes import StepProcess, Turn, parted, ratio, take_turns
+from benchmarks.rows import machine, write_rows
+from benchmarks.torch_steps import torch_process
 
-models.reuse_host_memory()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import nnx  # noqa: E402
-
-import pb_jax  # noqa: E402
-from benchmarks.rows import machine, write_rows  # noqa: E402
-from benchmarks.torch_steps import TorchStep, ratio, timed, turns  # noqa: E402
-from pb_jax.data import Dataset, Split, Vocabulary  # noqa: E402
-from pb_jax.training import (  # noqa: E402
-    Captioning,
-    Classification,
-    Freezing,
-    Pictures,
-    optimizers,
-)
-from pb_jax.training.constants import of_changing, split_constants  # noqa: E402
-from pb_jax.training.step import Steps, Totals, strong  # noqa: E402
-from pb_jax.training.task import Task  # noqa: E402
-
-COLUMNS = ("network", "frozen", "way", "seconds", "of_full", "compile_s", "state_mb", "step_mb")
-TRAINED = (*models.NAMES, "captioner")
+KNOWN = ("compile_s", "state_mb", "step_mb")
+COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far_of_full")
 WAYS = ("full", "dense", "compact", "channel")
-BATCHES = 3
 
 
-def classifier(name: str) -> Task:
-    """A network on random images."""
-    rng = np.random.default_rng(0)
-    shape = (28, 28, 1) if name == "lenet5" else (32, 32, 3)
-    size = 100 * BATCHES
-    images = rng.integers(0, 256, (size, *shape), np.uint8)
-    split = Split(images, rng.integers(0, 10, size).astype(np.int32))
-    channels = shape[-1]
-    names = tuple("0123456789")
-    data = Dataset("random", split, split, 10, names, (0.5,) * channels, (0.25,) * channels)
-    return Classification(models.create(name, rngs=nnx.Rngs(0)), data, 100)
-
-
-def captioner() -> Task:
-    """The captioner at the paper's sizes on random features and captions of one length."""
-    rng = np.random.default_rng(0)
-    words = [f"w{i}" for i in range(2500)]
-    count = 60 * BATCHES
-    captions = [(" ".join(rng.choice(words, 15)),) for _ in range(count)]
-    features = rng.normal(size=(count, 8, 8, 1280)).astype(np.float16)
-    pictures = Pictures([f"{i}.jpg" for i in range(count)], features, captions)
-    vocabulary = Vocabulary.build([" ".join(words)], min_count=1)
-    model = models.Captioner(len(vocabulary), channels=1280, rngs=nnx.Rngs(0))
-    return Captioning(model, pictures, pictures, pictures, vocabulary, 60)
-
-
-class Ours:
-    """One way to train, compiled, with its state; `options` are more of the compiler's."""
-
-    def __init__(
-        self, name: str, way: str, frozen: float, options: Mapping[str, str | bool] | None = None
-    ) -> None:
-        task = captioner() if name == "captioner" else classifier(name)
-        rate = 5e-4 if name == "captioner" else 1e-3
-        optimizer = optimizers.adjustable("adam" if name == "captioner" else "amsgrad_torch", rate)
-        rule = pb_jax.random(frozen)
-        freezing = Freezing(
-            pb_jax.by_group(rule, "channel") if way == "channel" else rule,
-            task.steps_per_epoch,
-            compact=way in ("compact", "channel"),
-        )
-        steps = Steps(task, optimizer, None if way == "full" else freezing)
-        state = strong(steps.initial(task.params, task.model_state))
-        if way != "full":
-            assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
-            select = jax.jit(freezing.select)
-            selection = select(state.opt_state, state.params, state.params)
-            state = state._replace(opt_state=state.opt_state._replace(mask=selection.mask))
-            state, _ = steps.compacted(state)
-            steps = steps.narrowed(state)
-        order = task.order(0, 1)
-        train = of_changing(functools.partial(steps.train, length=order.lengths[0]))
-        changing, constants = split_constants(state)
-        self._data = task.train_data()
-        self._held: Any = changing, Totals.empty()
-        self._read = constants, jnp.asarray(order.rows)
-        options = {**models.compiler_options(jax.default_backend()), **(options or {})}
-        start = time.perf_counter()
-        self.compiled = (
-            jax.jit(train, donate_argnums=0, compiler_options=options)
-            .lower(*self._in_order())
-            .compile()
-        )
-        self.compile_s = time.perf_counter() - start
-        self.state_mb = megabytes(state.opt_state)
-        plan = self.compiled.memory_analysis()
-        self.step_mb = None
-        if plan is not None:
-            results = plan.output_size_in_bytes - plan.alias_size_in_bytes
-            total = plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
-            self.step_mb = (total - sum(a.nbytes for a in jax.tree.leaves(self._data))) / 1e6
-
-    def __call__(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps, one after the other."""
-        return timed(self._one, steps)[0]
-
-    def _in_order(self) -> tuple[Any, ...]:
-        (changing, totals), (constants, rows) = self._held, self._read
-        return changing, constants, totals, self._data, rows
-
-    def _one(self) -> float:
-        self._held = self.compiled(*self._in_order())
-        self._held[1].steps.block_until_ready()  # as the training loop waits
-        return float("nan")  # the loss is not looked at
-
-
-def megabytes(tree: Any) -> float:
-    """Of all arrays."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / 1e6
-
-
-def pytorch(name: str, way: str, frozen: float) -> TorchStep:
-    """A step of PyTorch."""
+def process(name: str, way: str, frozen: float) -> StepProcess:
+    """A way's step."""
+    if way in WAYS:
+        return train_process(name, way, frozen)
     share = frozen if way == "PyTorch masked" else None
-    return TorchStep(name, frozen=share, compiled=way == "PyTorch compiled")
+    return torch_process(name, frozen=share, compiled=way == "PyTorch compiled")
 
 
-def measure(name: str, frozen: float, torch_ways: list[str], repeats: int) -> list[tuple[Any, ...]]:
+def measure(
+    name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int
+) -> list[tuple[Any, ...]]:
     """The rows of a network at a frozen share."""
-    ours = {way: Ours(name, way, frozen) for way in WAYS}
-    theirs = {way: pytorch(name, way, frozen) for way in torch_ways if name in models.NAMES}
-    taken, far = turns({**ours, **theirs}, repeats, 100 if name == "lenet5" else 1)
-    for step in theirs.values():
-        step.close()
-    if left_out := len(far["full"]):
-        print(f"{name:12} {left_out} turns with cores farther from each other are left out")
-    rows = []
-    for way, seconds in taken.items():
-        one = ours.get(way)
-        known = (None, None, None) if one is None else (one.compile_s, one.state_mb, one.step_mb)
-        of_full = ratio(seconds, taken["full"])
-        rows.append((name, frozen, way, statistics.median(seconds), of_full, *known))
-    return rows
+    others = [*WAYS[1:], *(torch_ways if name in models.NAMES else ())]
+    known: dict[str, dict[str, Any]] = {}
+    beside: dict[str, list[Turn]] = {way: [] for way in others}
+    taken: list[Turn] = []
+    for _ in range(rounds):
+        with process(name, "full", frozen) as full:
+            known["full"] = full.known
+            for way in others:
+                with process(name, way, frozen) as other:
+                    known[way] = other.known
+                    ways, run = {"full": full, way: other}, 100 if name == "lenet5" else 1
+                    found = take_turns(ways, repeats, run, taken)
+                beside[way] += found
+                taken += found
+
+    def row(way: str, near: list[float], of_full: float, far: float | None) -> tuple[Any, ...]:
+        numbers = [known[way].get(column) for column in KNOWN]
+        return name, frozen, way, statistics.median(near), of_full, *numbers, len(near), far
+
+    both = {way: parted(beside[way], taken) for way in others}
+    in_full = [second for near, _ in both.values() for second in near["full"]]
+    return [
+        row("full", in_full, 1.0, None),
+        *(
+            row(
+                way,
+                near[way],
+                ratio(near[way], near["full"]),
+                ratio(far[way], far["full"]) if far[way] else None,
+            )
+            for way, (near, far) in both.items()
+        ),
+    ]
 
 
 def main() -> int:
@@ -182,7 +94,8 @@ def main() -> int:
     )
     parser.add_argument("--models", default=",".join(TRAINED))
     parser.add_argument("--frozen", default="0.8")
-    parser.add_argument("--repeats", type=int, default=5, help="turns (5)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each round (5)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too")
     parser.add_argument("--json", type=Path, help="write here, beside what is there of others")
@@ -199,19 +112,20 @@ def main() -> int:
     print(f"{device['device']}, jax {device['jax']}, {device['date']}")
     print(
         f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
-        f"{'compile s':>9} {'state MB':>9} {'step MB':>8}"
+        f"{'far':>6} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
     for name in names:
         for frozen in arguments.frozen.split(","):
-            for row in measure(name, float(frozen), torch_ways, arguments.repeats):
-                rows.append(row)
-                cells = ["" if value is None else f"{value:.1f}" for value in row[5:]]
+            found = measure(name, float(frozen), torch_ways, arguments.rounds, arguments.repeats)
+            rows.extend(found)
+            for row in found:
+                cells = ["" if value is None else f"{value:.1f}" for value in row[5:8]]
+                far = "" if row[9] is None else f"{row[9]:.2f}"
                 print(
                     f"{row[0]:12} {row[1]:6.0%} {row[2]:16} {row[3] * 1e3:8.1f} {row[4]:8.2f} "
-                    f"{cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
+                    f"{far:>6} {cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
                     flush=True,
                 )
-            jax.clear_caches()
     if arguments.json:
         # A few networks at a time keep the machine quiet; rows of the others stay.
         if arguments.json.exists():

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_profile [--models vgg19,captioner] [--steps 10] [--json FILE]
 
-Full training, the steps of `benchmarks.freeze_step`, batches of 100 (captioner: 60), by XLA's and
+Full training, the steps that `train.py` compiles, batches of 100 (captioner: 60), by XLA's and
 PyTorch's own profilers, in milliseconds a step.
 
     forward, images, kernels   the products of convolutions and of their gradients
@@ -12,18 +12,20 @@ PyTorch's own profilers, in milliseconds a step.
     update                     the optimizer, and what the step reports
     step                       the whole step without a profiler
 
-Each profile is the quickest of three. PyTorch's profiler sees both gradients of a convolution as
-one, with what is moved for them. Operations that run side by side count both, so that their sum may
-be above the step's.
+Each network has a process of its own, and each profile is the quickest of three. PyTorch's profiler
+sees both gradients of a convolution as one, with what is moved for them. Operations that run side
+by side count both, so that their sum may be above the step's.
 """
 
 import argparse
+import multiprocessing
 import re
 import statistics
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import models
@@ -33,9 +35,9 @@ models.reuse_host_memory()
 import jax  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402
 
-from benchmarks.freeze_step import TRAINED, Ours  # noqa: E402
+from benchmarks.jax_steps import TRAINED, Ours  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
-from benchmarks.torch_steps import TorchStep, quickest  # noqa: E402
+from benchmarks.torch_steps import quickest, torch_process  # noqa: E402
 
 COLUMNS = ("network", "program", "kind", "ms")
 KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
@@ -103,10 +105,8 @@ def traced(step: Ours, steps: int) -> Iterator[tuple[str, float]]:
 
 def theirs(name: str, steps: int) -> dict[str, float]:
     """The same of PyTorch's step."""
-    step = TorchStep(name)
-    found = {"step": median_ms(step, steps), **step.profile(steps)}
-    step.close()
-    return found
+    with torch_process(name) as step:
+        return {"step": median_ms(step, steps), **step.ask("profile", steps)}
 
 
 def median_ms(step: Callable[[int], list[float]], steps: int) -> float:
@@ -137,7 +137,8 @@ def main() -> int:
     print(f"{device['device']}, jax {device['jax']}, {device['date']}; ms a step")
     print(f"{'network':12} {'program':8}" + "".join(f"{kind:>9}" for kind in KINDS))
     for name in names:
-        programs: dict[str, dict[str, float]] = {"pb_jax": ours(name, arguments.steps)}
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
+            programs = {"pb_jax": own.submit(ours, name, arguments.steps).result()}
         if name in models.NAMES and not arguments.no_torch:
             programs["PyTorch"] = theirs(name, arguments.steps)
         for program, found in programs.items():
@@ -147,7 +148,6 @@ def main() -> int:
             if both is not None:
                 cells[1:3] = [f"{both:13.1f}     "]
             print(f"{name:12} {program:8}" + "".join(cells), flush=True)
-        jax.clear_caches()
     if arguments.json:
         write_rows(arguments.json, COLUMNS, rows)
     return 0

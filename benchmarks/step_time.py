@@ -1,10 +1,10 @@
 """Times one training step on CPU: PyTorch, JAX with its stock convolution, and these networks.
 
-    python -m benchmarks.step_time [--models lenet5,vgg19] [--batch 100] [--repeats 5] [--json FILE]
+    python -m benchmarks.step_time [--models lenet5,vgg19] [--batch 100] [--rounds 3] [--json FILE]
 
 All three make the same step from the same parameters: forward, backward, running statistics and
-AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout, in a process
-of its own. The steps take turns, so that what disturbs the machine disturbs all of them: medians
+AMSGrad. PyTorch runs as in the paper's appendix, eagerly, in the channels-last layout. Each has a
+process of its own. They take turns, so that what disturbs the machine disturbs all of them: medians
 of their times, and of each turn's ratios. Turns in which a virtual machine's cores were farther
 from each other than at best (`benchmarks.cores`) stand apart.
 """
@@ -14,112 +14,43 @@ import contextlib
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
+
+import jax
+import numpy as np
 
 import models
-
-models.reuse_host_memory()
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from flax import nnx  # noqa: E402
-
-from benchmarks.rows import machine  # noqa: E402
-from benchmarks.torch_steps import Step, TorchStep, batch, ratio, timed, turns  # noqa: E402
-from pb_jax.errors import UserError  # noqa: E402
-from pb_jax.files import write_json  # noqa: E402
-from pb_jax.training.optimizers import amsgrad_torch  # noqa: E402
-
-try:
-    import torch
-
-    from benchmarks.torch_models import NETWORKS
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    sys.exit("step_time compares with PyTorch: pip install -e '.[bench]'")
+from benchmarks.jax_steps import same_process
+from benchmarks.processes import Turn, parted, ratio, take_turns
+from benchmarks.rows import machine
+from benchmarks.torch_steps import torch_process
+from pb_jax.errors import UserError
+from pb_jax.files import write_json
 
 
-@contextlib.contextmanager
-def stock_convolution() -> Iterator[None]:
-    """While it lasts, networks are built with `lax.conv_general_dilated` and no barriers."""
-    with (
-        mock.patch("models.layers.convolution", jax.lax.conv_general_dilated),
-        mock.patch("models.convolution._materialised", lambda x: x),
-    ):
-        yield
-
-
-def jax_step(
-    name: str, weights: Any, images: np.ndarray, labels: np.ndarray, options: dict[str, str | bool]
-) -> tuple[Step, float]:
-    """The compiled step, with donated buffers, and the seconds it took to trace and compile."""
-    model = models.create(name, rngs=nnx.Rngs(0))
-    models.load_torch(model, weights)
-    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
-    # Flat dicts of arrays: cheap to hand over at every step.
-    flat = [{path: v[...] for path, v in nnx.to_flat_state(state)} for state in states]
-    optimizer = amsgrad_torch(1e-3)
-    x, y = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-
-    def update(params: Any, running: Any, opt_state: Any, x: jax.Array, y: jax.Array) -> Any:
-        def loss(params: Any) -> Any:
-            both = (nnx.from_flat_state(list(part.items())) for part in (params, running))
-            trained = nnx.merge(graph, *both)
-            value = optax.softmax_cross_entropy_with_integer_labels(trained(x), y).mean()
-            after = nnx.to_flat_state(nnx.state(trained, nnx.BatchStat))
-            return value, {path: v[...] for path, v in after}
-
-        (value, running), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), running, opt_state, value
-
-    state = (*flat, optimizer.init(flat[0]))
-    start = time.perf_counter()
-    compiled = jax.jit(update, donate_argnums=(0, 1, 2), compiler_options=options or None)
-    compiled.lower(*state, x, y).compile()
-    seconds = time.perf_counter() - start
-
-    def step() -> float:
-        nonlocal state
-        *state, value = compiled(*state, x, y)
-        jax.block_until_ready(state)
-        return float(value)
-
-    return step, seconds
-
-
-def measure(name: str, size: int, repeats: int, stock: bool) -> dict[str, Any]:
+def measure(name: str, size: int, rounds: int, repeats: int, stock: bool) -> dict[str, Any]:
     """Median seconds of a step of each kind, and how they compare."""
-    torch.manual_seed(0)
-    network = NETWORKS[name]()
-    weights = {key: value.numpy().copy() for key, value in network.state_dict().items()}
-    images, labels = batch(name, size)
-    pytorch = TorchStep(name, size)
-    compilation: dict[str, float] = {}
-    compiled: dict[str, Step] = {}
-    ours = models.compiler_options("cpu")
-    compiled["pb_jax"], compilation["pb_jax"] = jax_step(name, weights, images, labels, ours)
-    if stock:
-        with stock_convolution():
-            compiled["stock"], compilation["stock"] = jax_step(name, weights, images, labels, {})
-
-    # The first steps fetch memory and choose algorithms; all must begin with the same loss.
-    pytorch(1)
-    first = {"pytorch": pytorch.loss, **{kind: step() for kind, step in compiled.items()}}
-    if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
-        raise AssertionError(f"{name}: the steps compute different losses: {first}")
-    runs: dict[str, Callable[[int], list[float]]] = {"pytorch": pytorch}
-    runs |= {kind: lambda n, step=step: timed(step, n)[0] for kind, step in compiled.items()}
-    near, far = turns(runs, repeats, 100 if name == "lenet5" else 1)
-    pytorch.close()
-    return {"batch": size, "compile_seconds": compilation, **compared(near), "far": compared(far)}
+    known: dict[str, dict[str, Any]] = {}
+    taken: list[Turn] = []
+    for _ in range(rounds):
+        with contextlib.ExitStack() as stack:
+            steps = {"pytorch": stack.enter_context(torch_process(name, size))}
+            for kind in ("pb_jax", "stock") if stock else ("pb_jax",):
+                steps[kind] = stack.enter_context(same_process(name, size, kind == "stock"))
+            known = {kind: step.known for kind, step in steps.items()}
+            # The first steps fetch memory and choose algorithms; all must begin with one loss.
+            for step in steps.values():
+                step(1)
+            first = {kind: step.loss for kind, step in steps.items()}
+            if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
+                raise AssertionError(f"{name}: the steps compute different losses: {first}")
+            taken += take_turns(steps, repeats, 100 if name == "lenet5" else 1, taken)
+    near, far = parted(taken, taken)
+    pytorch = known.pop("pytorch")
+    compilation = {kind: ours["compile_s"] for kind, ours in known.items()}
+    depends = {"batch": size, **pytorch, "compile_seconds": compilation}
+    return {**depends, **compared(near), "far": compared(far)}
 
 
 def compared(times: dict[str, list[float]]) -> dict[str, Any]:
@@ -138,11 +69,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One training step: PyTorch, stock JAX, pb_jax.")
     parser.add_argument("--models", default=",".join(models.NAMES), help="names, comma-separated")
     parser.add_argument("--batch", type=int, default=100, help="images a step (100)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (3)")
     parser.add_argument(
         "--repeats",
         type=int,
         default=5,
-        help="turns; 100 steps each of LeNet-5, one of the others (5)",
+        help="turns of each round; 100 steps each of LeNet-5, one of the others (5)",
     )
     parser.add_argument("--no-stock", action="store_true", help="leave the stock convolution out")
     parser.add_argument("--json", type=Path, help="write the numbers here, beside those there")
@@ -158,7 +90,9 @@ def main() -> int:
     )
     results = {}
     for name in names:
-        result = measure(name, arguments.batch, arguments.repeats, not arguments.no_stock)
+        result = measure(
+            name, arguments.batch, arguments.rounds, arguments.repeats, not arguments.no_stock
+        )
         results[name] = result
         seconds = result["seconds"]
         cells = [f"{seconds[k] * 1e3:.1f}" if k in seconds else "" for k in ("pytorch", "stock")]
@@ -174,12 +108,7 @@ def main() -> int:
         # One network at a time keeps the machine quiet; results of the others stay.
         if arguments.json.exists():
             results = json.loads(arguments.json.read_text())["results"] | results
-        depends = {
-            **machine(),
-            "torch": torch.__version__,
-            "torch_threads": torch.get_num_threads(),
-        }
-        write_json(arguments.json, {"machine": depends, "results": results})
+        write_json(arguments.json, {"machine": machine(), "results": results})
     return 0
 
 

@@ -1,38 +1,20 @@
-"""Timing steps in turns, and PyTorch's training step in a process of its own.
+"""PyTorch's training step, in a process of its own: see `torch_process`."""
 
-In one process with JAX it finds the memory in pieces: DenseNet-121's step takes a seventh longer.
-"""
-
-import itertools
-import json
-import os
-import statistics
-import subprocess
+import importlib.util
 import sys
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 import models
-from benchmarks.cores import round_trip_ns
-
-_NEAR = 1.5  # times the shortest way between cores
-
-Step = Callable[[], float]
-"""Makes one update, waits for it, and returns the loss before it."""
+from benchmarks.processes import Step, StepProcess, serve
 
 
-def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normal images (N, H, W, C) and labels."""
-    shape = (size, 28, 28, 1) if name == "lenet5" else (size, 32, 32, 3)
-    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return images, (np.arange(size) % 10).astype(np.int64)
-
-
-class TorchStep:
+def torch_process(
+    name: str, size: int = 100, frozen: float | None = None, compiled: bool = False
+) -> StepProcess:
     """A network's step, to be timed or profiled; its weights are those of seed 0.
 
     Args:
@@ -42,95 +24,23 @@ class TorchStep:
             None: no masks.
         compiled: whether `torch.compile` compiles network and loss; else they run eagerly.
     """
-
-    def __init__(
-        self, name: str, size: int = 100, frozen: float | None = None, compiled: bool = False
-    ) -> None:
-        wanted = json.dumps({"name": name, "size": size, "frozen": frozen, "compiled": compiled})
-        command = [sys.executable, "-m", "benchmarks.torch_steps", wanted]
-        self._process = subprocess.Popen(  # noqa: S603 - this module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.loss = float("nan")  # before the last step
-
-    def __call__(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps, one after the other."""
-        seconds, self.loss = self._ask("time", steps)
-        return seconds
-
-    def profile(self, steps: int) -> dict[str, float]:
-        """Milliseconds of a step by kind: see `benchmarks.step_profile`."""
-        return self._ask("profile", steps)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def _ask(self, what: str, steps: int) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(what, steps, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            sys.exit("PyTorch's process ended: see above")
-        return json.loads(answer)
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("this compares with PyTorch: pip install -e '.[bench]'")
+    return StepProcess(
+        "benchmarks.torch_steps", name=name, size=size, frozen=frozen, compiled=compiled
+    )
 
 
-def timed(step: Step, steps: int) -> tuple[list[float], float]:
-    """Seconds of each step, and the last loss."""
-    seconds, loss = [], float("nan")
-    for _ in range(steps):
-        start = time.perf_counter()
-        loss = step()
-        seconds.append(time.perf_counter() - start)
-    return seconds, loss
+def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal images (N, H, W, C) and labels."""
+    shape = (size, 28, 28, 1) if name == "lenet5" else (size, 32, 32, 3)
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return images, (np.arange(size) % 10).astype(np.int64)
 
 
-def turns(
-    steps: Mapping[str, Callable[[int], list[float]]], repeats: int, run: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of a step of each way in each turn: the median of `run` steps, after one more.
-
-    Each turn begins with another way: the first is quicker by a percent, after the look at the
-    cores.
-
-    Returns:
-        Of the turns in which the cores were about as near to each other as at best, `repeats` of
-        them, if three times as many turns brought so many; and of the others. Of all turns and none
-        where no turn was such.
-    """
-    for step in steps.values():
-        step(2)
-    trips = [round_trip_ns()]
-    taken: list[dict[str, float]] = []
-    order = deque(steps)
-    while True:
-        times = {}
-        order.rotate(-1)
-        for way in order:
-            time.sleep(0.1)  # threads spin for a while after their last work
-            times[way] = statistics.median(steps[way](run + 1)[1:])
-        taken.append(times)
-        trips.append(round_trip_ns())
-        near = [max(both) < _NEAR * min(trips) for both in itertools.pairwise(trips)]
-        if sum(near) >= repeats or len(near) >= 3 * repeats:
-            break
-    if not any(near):
-        near = [True] * len(near)
-
-    def those(wanted: bool) -> dict[str, list[float]]:
-        chosen = [turn for turn, is_near in zip(taken, near, strict=True) if is_near == wanted]
-        return {way: [turn[way] for turn in chosen] for way in steps}
-
-    return those(True), those(False)
-
-
-def ratio(own: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the ratios of each turn, which slow changes of the machine leave alone."""
-    return statistics.median(a / b for a, b in zip(own, other, strict=True))
-
-
-def torch_step(name: str, size: int, frozen: float | None, compiled: bool) -> Step:
+def torch_step(
+    name: str, size: int, frozen: float | None, compiled: bool
+) -> tuple[Step, dict[str, Any]]:
     """The appendix's loop: `Adam(amsgrad=True)`, channels last."""
     import torch
 
@@ -160,7 +70,7 @@ def torch_step(name: str, size: int, frozen: float | None, compiled: bool) -> St
         optimizer.step()
         return loss.item()
 
-    return step
+    return step, {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
 
 
 def quickest(profile: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -194,20 +104,6 @@ def profiled(step: Step, steps: int) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    """Make a step, and do what each line of the input asks for: "time 5" or "profile 5"."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints goes to the terminal
-    models.reuse_host_memory()
-    step = torch_step(**json.loads(sys.argv[1]))
-    for line in sys.stdin:
-        what, steps = line.split()
-        if what == "time":
-            answer = timed(step, int(steps))
-        else:
-            answer = quickest(lambda: profiled(step, int(steps)))  # noqa: B023 - called at once
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    models.reuse_host_memory()
+    serve(torch_step, profile=lambda step, steps: quickest(lambda: profiled(step, steps)))

@@ -1,8 +1,9 @@
 import pytest
 
-from benchmarks import torch_steps
+from benchmarks import processes
+from benchmarks.processes import StepProcess, parted, ratio, take_turns
 from benchmarks.step_profile import instructions, kind_of
-from benchmarks.torch_steps import ratio, turns
+from benchmarks.torch_steps import torch_process
 
 
 def counting(start):
@@ -15,6 +16,13 @@ def counting(start):
     return step
 
 
+def looks(monkeypatch, *trips):
+    """What the next looks at the cores find, in nanoseconds."""
+    found = iter(trips)
+    monkeypatch.setattr(processes, "round_trip_ns", lambda: float(next(found)))
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: None)
+
+
 @pytest.mark.parametrize(
     ("trips", "near", "far"),
     [
@@ -25,27 +33,51 @@ def counting(start):
     ],
 )
 def test_turns_are_parted_by_how_near_the_cores_are(monkeypatch, trips, near, far):
-    found = iter(trips)
-    monkeypatch.setattr(torch_steps, "round_trip_ns", lambda: float(next(found)))
-    monkeypatch.setattr(torch_steps.time, "sleep", lambda seconds: None)
+    looks(monkeypatch, *trips)
     repeats = 3 if len(near) == 3 else 2
-    of_near, of_far = turns({"a": counting(0), "b": counting(10)}, repeats, 1)
+    taken = take_turns({"a": counting(0), "b": counting(10)}, repeats, 1)
+    of_near, of_far = parted(taken, taken)
     assert of_near == {"a": near, "b": [10 + turn for turn in near]}
     assert of_far == {"a": far, "b": [10 + turn for turn in far]}
 
 
+def test_other_turns_tell_how_near_the_cores_can_be(monkeypatch):
+    looks(monkeypatch, *[100] * 2, *[400] * 4, *[100] * 2)
+    (first,) = take_turns({"a": counting(0)}, 1, 1)
+    # Of three turns none is near: that of before was nearer.
+    second = take_turns({"a": counting(10)}, 1, 1, [first])
+    third = take_turns({"a": counting(20)}, 1, 1, [first, *second])
+    assert len(second) == 3
+    both = [*second, *third]
+    assert parted(both, [first, *both]) == ({"a": [21]}, {"a": [11, 12, 13]})
+
+
 def test_each_turn_begins_with_another_way(monkeypatch):
-    monkeypatch.setattr(torch_steps, "round_trip_ns", lambda: 100.0)
-    monkeypatch.setattr(torch_steps.time, "sleep", lambda seconds: None)
+    looks(monkeypatch, *[100] * 4)
     order = []
 
     def called(way):
         return lambda steps: (order.append(way), [1.0] * steps)[1]
 
-    turns({way: called(way) for way in "abc"}, 3, 1)
+    take_turns({way: called(way) for way in "abc"}, 3, 1)
     warm, *first = (order[at] for at in (0, 3, 6, 9))
     assert warm == "a"
     assert sorted(first) == ["a", "b", "c"]
+
+
+def test_a_step_of_another_process_is_timed():
+    pytest.importorskip("torch")
+    with torch_process("lenet5", 2) as step:
+        seconds = step(3)
+        assert step.known.keys() == {"torch", "torch_threads"}
+    assert len(seconds) == 3
+    assert min(seconds) > 0
+    assert 1 < step.loss < 4  # ten classes
+
+
+def test_a_process_that_fails_ends_the_benchmark():
+    with pytest.raises(SystemExit, match="the process of a step ended"):
+        StepProcess("benchmarks.jax_steps", step="train", name="none", way="full", frozen=0.8)
 
 
 def test_a_ratio_is_the_median_of_the_turns_ratios():

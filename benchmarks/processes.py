@@ -1,0 +1,178 @@
+"""Timing training steps in turns, each in a process of its own, as `train.py` has it.
+
+In one process they find the memory in pieces, and what one has left there decides how long another
+takes: a seventh more or less.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
+
+from benchmarks.cores import round_trip_ns
+
+# Several processes share a GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+_NEAR = 1.5  # times the shortest way between cores
+
+Step = Callable[[], float]
+"""Makes one update, waits for it, and returns the loss before it."""
+
+Run = Callable[[int], list[float]]
+"""Makes so many updates, and returns the seconds of each."""
+
+
+class StepProcess:
+    """A step in a process of its own, to be timed and asked about.
+
+    Args:
+        module: what to run: it makes the step and then calls `serve`.
+        **wanted: the step; its only argument, as JSON.
+
+    Attributes:
+        known: what the module says of its step.
+        loss: before the last step.
+    """
+
+    def __init__(self, module: str, **wanted: Any) -> None:
+        command = [sys.executable, "-m", module, json.dumps(wanted)]
+        self._process = subprocess.Popen(  # noqa: S603 - a module of this package
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.loss = float("nan")
+        self.known: dict[str, Any] = self._answer()
+
+    def __call__(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps, one after the other."""
+        seconds, self.loss = self.ask("time", steps)
+        return seconds
+
+    def ask(self, what: str, steps: int) -> Any:
+        """What the module's process answers."""
+        assert self._process.stdin is not None
+        print(what, steps, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        if answer := self._process.stdout.readline():
+            return json.loads(answer)
+        self._process.communicate()
+        sys.exit("the process of a step ended: see above")
+
+
+def serve(make: Callable[..., tuple[Step, dict[str, Any]]], **more: Any) -> None:
+    """Be the process of a `StepProcess`.
+
+    Args:
+        make: from what is wanted to a step and what is known of it.
+        **more: besides "time", from a step and a number of steps to an answer.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else prints goes to the terminal
+    step, known = make(**json.loads(sys.argv[1]))
+    print(json.dumps(known), file=answers, flush=True)
+    asked = {"time": timed, **more}
+    for line in sys.stdin:
+        what, steps = line.split()
+        print(json.dumps(asked[what](step, int(steps))), file=answers, flush=True)
+
+
+def timed(step: Step, steps: int) -> tuple[list[float], float]:
+    """Seconds of each step, and the last loss."""
+    seconds, loss = [], float("nan")
+    for _ in range(steps):
+        start = time.perf_counter()
+        loss = step()
+        seconds.append(time.perf_counter() - start)
+    return seconds, loss
+
+
+class Turn(NamedTuple):
+    """Of some ways, one after the other.
+
+    Attributes:
+        seconds: of a step of each.
+        trips: from one core to the other and back, in nanoseconds, before and after.
+    """
+
+    seconds: dict[str, float]
+    trips: tuple[float, float]
+
+
+def take_turns(
+    ways: Mapping[str, Run], repeats: int, run: int, before: Sequence[Turn] = ()
+) -> list[Turn]:
+    """Time the ways in turns: the median of `run` steps of each, after one more.
+
+    Each turn begins with another way: the first is quicker by a percent, after the look at the
+    cores.
+
+    Args:
+        ways: what makes their steps.
+        repeats: turns in which the cores were about as near to each other as at best, if three
+            times as many turns bring so many.
+        run: steps.
+        before: turns that tell how near the cores can be.
+    """
+    for steps in ways.values():
+        steps(2)
+    taken: list[Turn] = []
+    order, last = deque(ways), round_trip_ns()
+    while len(taken) < 3 * repeats:
+        seconds = {}
+        order.rotate(-1)
+        for way in order:
+            time.sleep(0.1)  # threads spin for a while after their last work
+            seconds[way] = statistics.median(ways[way](run + 1)[1:])
+        trips = last, round_trip_ns()
+        last = trips[1]
+        taken.append(Turn(seconds, trips))
+        if sum(_near(taken, (*before, *taken))) >= repeats:
+            break
+    return taken
+
+
+def parted(
+    turns: Sequence[Turn], known: Sequence[Turn]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each way in the turns with near cores, and in the others.
+
+    Where no turn was such: in all, and in none.
+
+    Args:
+        turns: of the same ways.
+        known: these and others, which tell how near the cores can be.
+    """
+    near = _near(turns, known)
+    if not any(near):
+        near = [True] * len(near)
+
+    def those(wanted: bool) -> dict[str, list[float]]:
+        chosen = [turn for turn, is_near in zip(turns, near, strict=True) if is_near == wanted]
+        return {way: [turn.seconds[way] for turn in chosen] for way in turns[0].seconds}
+
+    return those(True), those(False)
+
+
+def _near(turns: Sequence[Turn], known: Sequence[Turn]) -> list[bool]:
+    shortest = min(min(turn.trips) for turn in known)
+    return [max(turn.trips) < _NEAR * shortest for turn in turns]
+
+
+def ratio(own: Sequence[float], other: Sequence[float]) -> float:
+    """The median of the ratios of each turn, which slow changes of the machine leave alone."""
+    return statistics.median(a / b for a, b in zip(own, other, strict=True))
