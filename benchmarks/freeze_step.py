@@ -14,15 +14,16 @@ captions of 16 words over features of 8 x 8 x 1280). The masks are random.
     PyTorch masked    the same with `grad *= mask`, as in the paper's appendix
     PyTorch compiled  `torch.compile` of network and loss, where asked for by --torch-compile
 
-Each has a process of its own, as a training has, and takes turns with full training, so that what
-disturbs the machine disturbs both: medians of their times, and of each turn's ratios, of the turns
-in which the machine's cores were as near to each other as at best (`benchmarks.cores`); "far": of
-the others. "step MB" is
+Ours share a process, started anew for each round; PyTorch's steps have processes of their own. They
+take turns, so that what disturbs the machine disturbs all: medians of their times, and of each
+turn's ratios to full training, of the turns in which the machine's cores were as near to each other
+as at best (`benchmarks.cores`); "far": of the others, and how many these were. "step MB" is
 what the compiled step needs at once: arguments, results that are not written over them, and
 temporaries, as XLA plans it.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -31,60 +32,41 @@ from typing import Any
 
 import models
 from benchmarks.jax_steps import TRAINED, train_process
-from benchmarks.processes import StepProcess, Turn, parted, ratio, take_turns
+from benchmarks.processes import Run, Turn, parted, ratio, take_turns
 from benchmarks.rows import machine, write_rows
 from benchmarks.torch_steps import torch_process
 
 KNOWN = ("compile_s", "state_mb", "step_mb")
-COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far_of_full")
+COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far", "far_of_full")
 WAYS = ("full", "dense", "compact", "channel")
-
-
-def process(name: str, way: str, frozen: float) -> StepProcess:
-    """A way's step."""
-    if way in WAYS:
-        return train_process(name, way, frozen)
-    share = frozen if way == "PyTorch masked" else None
-    return torch_process(name, frozen=share, compiled=way == "PyTorch compiled")
 
 
 def measure(
     name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int
 ) -> list[tuple[Any, ...]]:
     """The rows of a network at a frozen share."""
-    others = [*WAYS[1:], *(torch_ways if name in models.NAMES else ())]
+    theirs = torch_ways if name in models.NAMES else []
     known: dict[str, dict[str, Any]] = {}
-    beside: dict[str, list[Turn]] = {way: [] for way in others}
     taken: list[Turn] = []
     for _ in range(rounds):
-        with process(name, "full", frozen) as full:
-            known["full"] = full.known
-            for way in others:
-                with process(name, way, frozen) as other:
-                    known[way] = other.known
-                    ways, run = {"full": full, way: other}, 100 if name == "lenet5" else 1
-                    found = take_turns(ways, repeats, run, taken)
-                beside[way] += found
-                taken += found
-
-    def row(way: str, near: list[float], of_full: float, far: float | None) -> tuple[Any, ...]:
-        numbers = [known[way].get(column) for column in KNOWN]
-        return name, frozen, way, statistics.median(near), of_full, *numbers, len(near), far
-
-    both = {way: parted(beside[way], taken) for way in others}
-    in_full = [second for near, _ in both.values() for second in near["full"]]
-    return [
-        row("full", in_full, 1.0, None),
-        *(
-            row(
-                way,
-                near[way],
-                ratio(near[way], near["full"]),
-                ratio(far[way], far["full"]) if far[way] else None,
-            )
-            for way, (near, far) in both.items()
-        ),
-    ]
+        with contextlib.ExitStack() as stack:
+            ours = stack.enter_context(train_process(name, WAYS, frozen))
+            known = dict(zip(WAYS, ours.known, strict=True))
+            ways: dict[str, Run] = dict(zip(WAYS, ours.runs(), strict=True))
+            for way in theirs:
+                masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
+                step = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
+                ways[way] = stack.enter_context(step)
+            taken += take_turns(ways, repeats, 100 if name == "lenet5" else 1, taken)
+    near, far = parted(taken, taken)
+    rows = []
+    for way, seconds in near.items():
+        of_full = ratio(seconds, near["full"])
+        numbers = [known[way][column] if way in known else None for column in KNOWN]
+        of_far = (len(far[way]), ratio(far[way], far["full"]) if far[way] else None)
+        median = statistics.median(seconds)
+        rows.append((name, frozen, way, median, of_full, *numbers, len(seconds), *of_far))
+    return rows
 
 
 def main() -> int:
@@ -94,7 +76,9 @@ def main() -> int:
     )
     parser.add_argument("--models", default=",".join(TRAINED))
     parser.add_argument("--frozen", default="0.8")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way (3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="times that the processes are started (3)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="turns of each round (5)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too")
@@ -112,7 +96,7 @@ def main() -> int:
     print(f"{device['device']}, jax {device['jax']}, {device['date']}")
     print(
         f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
-        f"{'far':>6} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
+        f"{'far':>10} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
     for name in names:
         for frozen in arguments.frozen.split(","):
@@ -120,10 +104,10 @@ def main() -> int:
             rows.extend(found)
             for row in found:
                 cells = ["" if value is None else f"{value:.1f}" for value in row[5:8]]
-                far = "" if row[9] is None else f"{row[9]:.2f}"
+                far = "" if row[10] is None else f"{row[10]:.2f} ({row[9]})"
                 print(
                     f"{row[0]:12} {row[1]:6.0%} {row[2]:16} {row[3] * 1e3:8.1f} {row[4]:8.2f} "
-                    f"{far:>6} {cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
+                    f"{far:>10} {cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
                     flush=True,
                 )
     if arguments.json:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -135,9 +135,13 @@ def stock_convolution() -> Iterator[None]:
         yield
 
 
-def train_process(name: str, way: str, frozen: float) -> StepProcess:
-    """`Ours`, to be timed."""
-    return StepProcess("benchmarks.jax_steps", step="train", name=name, way=way, frozen=frozen)
+def train_process(name: str, ways: Sequence[str], frozen: float) -> StepProcess:
+    """`Ours` of each way, to be timed.
+
+    They share the process, and so the memory for what is temporary in a step, as each is done
+    before another begins: one way alone may have more luck with its memory than another.
+    """
+    return StepProcess("benchmarks.jax_steps", step="train", name=name, ways=ways, frozen=frozen)
 
 
 def same_process(name: str, size: int, stock: bool) -> StepProcess:
@@ -151,16 +155,16 @@ def same_process(name: str, size: int, stock: bool) -> StepProcess:
     return StepProcess("benchmarks.jax_steps", step="same", name=name, size=size, stock=stock)
 
 
-def made(step: str, **wanted: Any) -> tuple[Step, dict[str, Any]]:
-    """The step of a `train_process` or `same_process`, and what is known of it."""
+def made(step: str, **wanted: Any) -> list[tuple[Step, dict[str, Any]]]:
+    """The steps of a `train_process` or `same_process`, and what is known of each."""
     if step == "same":
         if not wanted.pop("stock"):
-            return same_step(options=models.compiler_options("cpu"), **wanted)
+            return [same_step(options=models.compiler_options("cpu"), **wanted)]
         with stock_convolution():
-            return same_step(options={}, **wanted)
-    ours = Ours(**wanted)
+            return [same_step(options={}, **wanted)]
+    steps = [Ours(way=way, **wanted) for way in wanted.pop("ways")]
     known = ("compile_s", "state_mb", "step_mb")
-    return ours.one, {name: getattr(ours, name) for name in known}
+    return [(step.one, {name: getattr(step, name) for name in known}) for step in steps]
 
 
 def same_step(name: str, size: int, options: dict[str, str | bool]) -> tuple[Step, dict[str, Any]]:

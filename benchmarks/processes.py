@@ -1,9 +1,10 @@
-"""Timing training steps in turns, each in a process of its own, as `train.py` has it.
+"""Timing training steps in turns, in processes of their own.
 
-In one process they find the memory in pieces, and what one has left there decides how long another
-takes: a seventh more or less.
+What else has lived in a process decides how long a step takes there, by a seventh: it finds the
+memory in pieces. And which memory a process gets, decides it by some hundredths.
 """
 
+import functools
 import json
 import os
 import statistics
@@ -29,15 +30,15 @@ Run = Callable[[int], list[float]]
 
 
 class StepProcess:
-    """A step in a process of its own, to be timed and asked about.
+    """Steps in a process of their own, to be timed and asked about.
 
     Args:
-        module: what to run: it makes the step and then calls `serve`.
-        **wanted: the step; its only argument, as JSON.
+        module: what to run: it makes the steps and then calls `serve`.
+        **wanted: the steps; its only argument, as JSON.
 
     Attributes:
-        known: what the module says of its step.
-        loss: before the last step.
+        known: what the module says of each.
+        loss: of the one that was timed last, before its last update.
     """
 
     def __init__(self, module: str, **wanted: Any) -> None:
@@ -46,17 +47,21 @@ class StepProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.loss = float("nan")
-        self.known: dict[str, Any] = self._answer()
+        self.known: list[dict[str, Any]] = self._answer()
 
-    def __call__(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps, one after the other."""
-        seconds, self.loss = self.ask("time", steps)
+    def __call__(self, steps: int, which: int = 0) -> list[float]:
+        """Seconds of each of so many updates, one after the other."""
+        seconds, self.loss = self.ask("time", steps, which)
         return seconds
 
-    def ask(self, what: str, steps: int) -> Any:
+    def runs(self) -> list[Run]:
+        """The same for each of the steps."""
+        return [functools.partial(self, which=which) for which in range(len(self.known))]
+
+    def ask(self, what: str, steps: int, which: int = 0) -> Any:
         """What the module's process answers."""
         assert self._process.stdin is not None
-        print(what, steps, file=self._process.stdin, flush=True)
+        print(what, steps, which, file=self._process.stdin, flush=True)
         return self._answer()
 
     def __enter__(self) -> Self:
@@ -74,21 +79,21 @@ class StepProcess:
         sys.exit("the process of a step ended: see above")
 
 
-def serve(make: Callable[..., tuple[Step, dict[str, Any]]], **more: Any) -> None:
+def serve(make: Callable[..., Sequence[tuple[Step, dict[str, Any]]]], **more: Any) -> None:
     """Be the process of a `StepProcess`.
 
     Args:
-        make: from what is wanted to a step and what is known of it.
-        **more: besides "time", from a step and a number of steps to an answer.
+        make: from what is wanted to steps and what is known of each.
+        **more: besides "time", from a step and a number of updates to an answer.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints goes to the terminal
-    step, known = make(**json.loads(sys.argv[1]))
+    made, known = zip(*make(**json.loads(sys.argv[1])), strict=True)
     print(json.dumps(known), file=answers, flush=True)
     asked = {"time": timed, **more}
     for line in sys.stdin:
-        what, steps = line.split()
-        print(json.dumps(asked[what](step, int(steps))), file=answers, flush=True)
+        what, steps, which = line.split()
+        print(json.dumps(asked[what](made[int(which)], int(steps))), file=answers, flush=True)
 
 
 def timed(step: Step, steps: int) -> tuple[list[float], float]:
@@ -140,7 +145,7 @@ def take_turns(
             seconds[way] = statistics.median(ways[way](run + 1)[1:])
         trips = last, round_trip_ns()
         last = trips[1]
-        taken.append(Turn(seconds, trips))
+        taken.append(Turn({way: seconds[way] for way in ways}, trips))
         if sum(_near(taken, (*before, *taken))) >= repeats:
             break
     return taken

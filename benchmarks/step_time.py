@@ -38,7 +38,7 @@ def measure(name: str, size: int, rounds: int, repeats: int, stock: bool) -> dic
             steps = {"pytorch": stack.enter_context(torch_process(name, size))}
             for kind in ("pb_jax", "stock") if stock else ("pb_jax",):
                 steps[kind] = stack.enter_context(same_process(name, size, kind == "stock"))
-            known = {kind: step.known for kind, step in steps.items()}
+            known = {kind: step.known[0] for kind, step in steps.items()}
             # The first steps fetch memory and choose algorithms; all must begin with one loss.
             for step in steps.values():
                 step(1)

@@ -40,7 +40,7 @@ def batch(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def torch_step(
     name: str, size: int, frozen: float | None, compiled: bool
-) -> tuple[Step, dict[str, Any]]:
+) -> list[tuple[Step, dict[str, Any]]]:
     """The appendix's loop: `Adam(amsgrad=True)`, channels last."""
     import torch
 
@@ -70,7 +70,7 @@ def torch_step(
         optimizer.step()
         return loss.item()
 
-    return step, {"torch": torch.__version__, "torch_threads": torch.get_num_threads()}
+    return [(step, {"torch": torch.__version__, "torch_threads": torch.get_num_threads()})]
 
 
 def quickest(profile: Callable[[], dict[str, float]]) -> dict[str, float]:

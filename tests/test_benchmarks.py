@@ -59,7 +59,8 @@ def test_each_turn_begins_with_another_way(monkeypatch):
     def called(way):
         return lambda steps: (order.append(way), [1.0] * steps)[1]
 
-    take_turns({way: called(way) for way in "abc"}, 3, 1)
+    taken = take_turns({way: called(way) for way in "abc"}, 3, 1)
+    assert [[*turn.seconds] for turn in taken] == [["a", "b", "c"]] * 3
     warm, *first = (order[at] for at in (0, 3, 6, 9))
     assert warm == "a"
     assert sorted(first) == ["a", "b", "c"]
@@ -69,7 +70,8 @@ def test_a_step_of_another_process_is_timed():
     pytest.importorskip("torch")
     with torch_process("lenet5", 2) as step:
         seconds = step(3)
-        assert step.known.keys() == {"torch", "torch_threads"}
+        assert step.known[0].keys() == {"torch", "torch_threads"}
+        assert len(step.runs()) == 1
     assert len(seconds) == 3
     assert min(seconds) > 0
     assert 1 < step.loss < 4  # ten classes
@@ -77,7 +79,7 @@ def test_a_step_of_another_process_is_timed():
 
 def test_a_process_that_fails_ends_the_benchmark():
     with pytest.raises(SystemExit, match="the process of a step ended"):
-        StepProcess("benchmarks.jax_steps", step="train", name="none", way="full", frozen=0.8)
+        StepProcess("benchmarks.jax_steps", step="train", name="none", ways=["full"], frozen=0.8)
 
 
 def test_a_ratio_is_the_median_of_the_turns_ratios():
