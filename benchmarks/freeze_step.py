@@ -42,9 +42,9 @@ WAYS = ("full", "dense", "compact", "channel")
 
 
 def measure(
-    name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int
+    name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int, before: list[Turn]
 ) -> list[tuple[Any, ...]]:
-    """The rows of a network at a frozen share."""
+    """The rows of a network at a frozen share; its turns join those before."""
     theirs = torch_ways if name in models.NAMES else []
     known: dict[str, dict[str, Any]] = {}
     taken: list[Turn] = []
@@ -57,8 +57,9 @@ def measure(
                 masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
                 step = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
                 ways[way] = stack.enter_context(step)
-            taken += take_turns(ways, repeats, 100 if name == "lenet5" else 1, taken)
-    near, far = parted(taken, taken)
+            taken += take_turns(ways, repeats, 100 if name == "lenet5" else 1, before + taken)
+    before += taken
+    near, far = parted(taken, before)
     rows = []
     for way, seconds in near.items():
         of_full = ratio(seconds, near["full"])
@@ -92,6 +93,7 @@ def main() -> int:
         torch_ways.append("PyTorch compiled")
 
     rows: list[tuple[Any, ...]] = []
+    turns: list[Turn] = []
     device = machine()
     print(f"{device['device']}, jax {device['jax']}, {device['date']}")
     print(
@@ -100,7 +102,9 @@ def main() -> int:
     )
     for name in names:
         for frozen in arguments.frozen.split(","):
-            found = measure(name, float(frozen), torch_ways, arguments.rounds, arguments.repeats)
+            found = measure(
+                name, float(frozen), torch_ways, arguments.rounds, arguments.repeats, turns
+            )
             rows.extend(found)
             for row in found:
                 cells = ["" if value is None else f"{value:.1f}" for value in row[5:8]]

@@ -1,6 +1,6 @@
 """Timing training steps in turns, in processes of their own.
 
-What else has lived in a process decides how long a step takes there, by a seventh and more: it
+What else has lived in a process decides how long a step takes there, by a seventh: it
 finds the memory in pieces. And which memory a process gets, decides it by some hundredths.
 """
 

@@ -29,8 +29,10 @@ from pb_jax.errors import UserError
 from pb_jax.files import write_json
 
 
-def measure(name: str, size: int, rounds: int, repeats: int, stock: bool) -> dict[str, Any]:
-    """Median seconds of a step of each kind, and how they compare."""
+def measure(
+    name: str, size: int, rounds: int, repeats: int, stock: bool, before: list[Turn]
+) -> dict[str, Any]:
+    """Median seconds of a step of each kind, and how they compare; its turns join those before."""
     known: dict[str, dict[str, Any]] = {}
     taken: list[Turn] = []
     for _ in range(rounds):
@@ -45,8 +47,9 @@ def measure(name: str, size: int, rounds: int, repeats: int, stock: bool) -> dic
             first = {kind: step.loss for kind, step in steps.items()}
             if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
                 raise AssertionError(f"{name}: the steps compute different losses: {first}")
-            taken += take_turns(steps, repeats, 100 if name == "lenet5" else 1, taken)
-    near, far = parted(taken, taken)
+            taken += take_turns(steps, repeats, 100 if name == "lenet5" else 1, before + taken)
+    before += taken
+    near, far = parted(taken, before)
     pytorch = known.pop("pytorch")
     compilation = {kind: ours["compile_s"] for kind, ours in known.items()}
     depends = {"batch": size, **pytorch, "compile_seconds": compilation}
@@ -89,9 +92,15 @@ def main() -> int:
         f"{'ms a step':14}{'PyTorch':>10}{'stock':>10}{'pb_jax':>10}{'ratio':>8}{'compile s':>11}"
     )
     results = {}
+    turns: list[Turn] = []
     for name in names:
         result = measure(
-            name, arguments.batch, arguments.rounds, arguments.repeats, not arguments.no_stock
+            name,
+            arguments.batch,
+            arguments.rounds,
+            arguments.repeats,
+            not arguments.no_stock,
+            turns,
         )
         results[name] = result
         seconds = result["seconds"]
