@@ -44,7 +44,10 @@ WAYS = ("full", "dense", "compact", "channel")
 def measure(
     name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int, before: list[Turn]
 ) -> list[tuple[Any, ...]]:
-    """The rows of a network at a frozen share; its turns join those before."""
+    """The rows of a network at a frozen share.
+
+    `before`: the turns of other networks, which tell how near the cores can be; its own are added.
+    """
     theirs = torch_ways if name in models.NAMES else []
     known: dict[str, dict[str, Any]] = {}
     taken: list[Turn] = []

@@ -32,7 +32,10 @@ from pb_jax.files import write_json
 def measure(
     name: str, size: int, rounds: int, repeats: int, stock: bool, before: list[Turn]
 ) -> dict[str, Any]:
-    """Median seconds of a step of each kind, and how they compare; its turns join those before."""
+    """Median seconds of a step of each kind, and how they compare.
+
+    `before`: the turns of other networks, which tell how near the cores can be; its own are added.
+    """
     known: dict[str, dict[str, Any]] = {}
     taken: list[Turn] = []
     for _ in range(rounds):
