@@ -30,9 +30,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 import models
 from benchmarks.jax_steps import TRAINED, train_process
-from benchmarks.processes import Run, Turn, parted, ratio, take_turns
+from benchmarks.processes import Run, Turn, parted, ratio, steps_of_a_turn, take_turns
 from benchmarks.rows import machine, write_rows
 from benchmarks.torch_steps import torch_process
 
@@ -53,14 +55,17 @@ def measure(
     taken: list[Turn] = []
     for _ in range(rounds):
         with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(train_process(name, WAYS, frozen))
-            known = dict(zip(WAYS, ours.known, strict=True))
-            ways: dict[str, Run] = dict(zip(WAYS, ours.runs(), strict=True))
+            processes = {"ours": stack.enter_context(train_process(name, WAYS, frozen))}
+            if jax.default_backend() == "cpu":  # or else all compile at once
+                assert processes["ours"].known
             for way in theirs:
                 masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
                 step = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
-                ways[way] = stack.enter_context(step)
-            taken += take_turns(ways, repeats, 100 if name == "lenet5" else 1, before + taken)
+                processes[way] = stack.enter_context(step)
+            ours = processes.pop("ours")
+            known = dict(zip(WAYS, ours.known, strict=True))
+            ways: dict[str, Run] = {**dict(zip(WAYS, ours.runs(), strict=True)), **processes}
+            taken += take_turns(ways, repeats, steps_of_a_turn(name), before + taken)
     before += taken
     near, far = parted(taken, before)
     rows = []

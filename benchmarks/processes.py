@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+import jax
+
 from benchmarks.cores import round_trip_ns
 
 # Several processes share a GPU's memory.
@@ -23,7 +25,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 _NEAR = 1.5  # times the shortest way between cores
 
 Step = Callable[[], float]
-"""Makes one update, waits for it, and returns the loss before it."""
+"""Makes an update, or as many as are known as its "updates", waits, and returns the loss before the
+last of them."""
 
 Run = Callable[[int], list[float]]
 """Makes so many updates, and returns the seconds of each."""
@@ -32,12 +35,13 @@ Run = Callable[[int], list[float]]
 class StepProcess:
     """Steps in a process of their own, to be timed and asked about.
 
+    It makes the steps while others are made elsewhere, until it is asked for anything.
+
     Args:
         module: what to run: it makes the steps and then calls `serve`.
         **wanted: the steps; its only argument, as JSON.
 
     Attributes:
-        known: what the module says of each.
         loss: of the one that was timed last, before its last update.
     """
 
@@ -47,12 +51,17 @@ class StepProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.loss = float("nan")
-        self.known: list[dict[str, Any]] = self._answer()
+
+    @functools.cached_property
+    def known(self) -> list[dict[str, Any]]:
+        """What the module says of each step; waits for them."""
+        return self._answer()
 
     def __call__(self, steps: int, which: int = 0) -> list[float]:
-        """Seconds of each of so many updates, one after the other."""
+        """Seconds of an update in each of so many steps, one after the other."""
         seconds, self.loss = self.ask("time", steps, which)
-        return seconds
+        updates = self.known[which].get("updates", 1)
+        return [taken / updates for taken in seconds]
 
     def runs(self) -> list[Run]:
         """The same for each of the steps."""
@@ -60,6 +69,7 @@ class StepProcess:
 
     def ask(self, what: str, steps: int, which: int = 0) -> Any:
         """What the module's process answers."""
+        assert self.known
         assert self._process.stdin is not None
         print(what, steps, which, file=self._process.stdin, flush=True)
         return self._answer()
@@ -69,6 +79,8 @@ class StepProcess:
 
     def __exit__(self, *error: object) -> None:
         """End the process."""
+        if "known" not in self.__dict__:  # it makes steps still
+            self._process.kill()
         self._process.communicate()
 
     def _answer(self) -> Any:
@@ -94,6 +106,16 @@ def serve(make: Callable[..., Sequence[tuple[Step, dict[str, Any]]]], **more: An
     for line in sys.stdin:
         what, steps, which = line.split()
         print(json.dumps(asked[what](made[int(which)], int(steps))), file=answers, flush=True)
+
+
+def updates_of_a_step() -> int:
+    """One; on an accelerator, which does not wait for the host between them, twenty."""
+    return 1 if jax.default_backend() == "cpu" else 20
+
+
+def steps_of_a_turn(name: str) -> int:
+    """So many that a clock and what else the machine does hardly count."""
+    return 100 if name == "lenet5" and jax.default_backend() == "cpu" else 1
 
 
 def timed(step: Step, steps: int) -> tuple[list[float], float]:
@@ -136,14 +158,14 @@ def take_turns(
     for steps in ways.values():
         steps(2)
     taken: list[Turn] = []
-    order, last = deque(ways), round_trip_ns()
+    order, last = deque(ways), _trip()
     while len(taken) < 3 * repeats:
         seconds = {}
         order.rotate(-1)
         for way in order:
             time.sleep(0.1)  # threads spin for a while after their last work
             seconds[way] = statistics.median(ways[way](run + 1)[1:])
-        trips = last, round_trip_ns()
+        trips = last, _trip()
         last = trips[1]
         taken.append(Turn({way: seconds[way] for way in ways}, trips))
         if sum(_near(taken, (*before, *taken))) >= repeats:
@@ -173,9 +195,14 @@ def parted(
     return those(True), those(False)
 
 
+def _trip() -> float:
+    """Between two cores; an accelerator's steps do not depend on it."""
+    return round_trip_ns() if jax.default_backend() == "cpu" else 0.0
+
+
 def _near(turns: Sequence[Turn], known: Sequence[Turn]) -> list[bool]:
     shortest = min(min(turn.trips) for turn in known)
-    return [max(turn.trips) < _NEAR * shortest for turn in turns]
+    return [max(turn.trips) <= _NEAR * shortest for turn in turns]
 
 
 def ratio(own: Sequence[float], other: Sequence[float]) -> float:

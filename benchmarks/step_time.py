@@ -22,7 +22,7 @@ import numpy as np
 
 import models
 from benchmarks.jax_steps import same_process
-from benchmarks.processes import Turn, parted, ratio, take_turns
+from benchmarks.processes import Turn, parted, ratio, steps_of_a_turn, take_turns
 from benchmarks.rows import machine
 from benchmarks.torch_steps import torch_process
 from pb_jax.errors import UserError
@@ -50,12 +50,16 @@ def measure(
             first = {kind: step.loss for kind, step in steps.items()}
             if not np.allclose(list(first.values()), first["pytorch"], rtol=1e-4):
                 raise AssertionError(f"{name}: the steps compute different losses: {first}")
-            taken += take_turns(steps, repeats, 100 if name == "lenet5" else 1, before + taken)
+            taken += take_turns(steps, repeats, steps_of_a_turn(name), before + taken)
     before += taken
     near, far = parted(taken, before)
     pytorch = known.pop("pytorch")
-    compilation = {kind: ours["compile_s"] for kind, ours in known.items()}
-    depends = {"batch": size, **pytorch, "compile_seconds": compilation}
+    depends = {
+        "batch": size,
+        "torch": pytorch["torch"],
+        "torch_threads": pytorch["torch_threads"],
+        "compile_seconds": {kind: ours["compile_s"] for kind, ours in known.items()},
+    }
     return {**depends, **compared(near), "far": compared(far)}
 
 

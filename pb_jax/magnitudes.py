@@ -1,9 +1,10 @@
 """One look at all magnitudes of a pytree: every statistic is a sum, a minimum or a maximum.
 
 Each pass visits leaf after leaf and combines what it finds, so nothing is concatenated or copied to
-the host, or between devices. Counts are int32: float32 counters stop at 16,777,216. As integer sums
-do not depend on their order, every result is the same to the bit however the weights are permuted,
-cut into leaves or split over devices.
+the host, or between devices; a single accelerator, though, sorts all of them first. Counts are
+int32: float32 counters stop at 16,777,216. As integer sums do not depend on their order, every
+result is the same to the bit however the weights are permuted, cut into leaves or split over
+devices, and whether they are sorted.
 """
 
 import functools
@@ -24,6 +25,7 @@ _SMALL = 1 << 14  # a leaf with fewer weights is not worth a pass of its own,
 _FEW = 32  # where there are more of them than these;
 _PIECE = 1 << 18  # weights that are put end to end at most
 _IN_CACHE = 1 << 19  # weights that are looked at together on a CPU
+_SORTED = 1 << 27  # weights that are sorted at most: that takes three times their memory
 _FIXED = 18  # bits: so many of 8,191 numbers can be added in one go
 
 
@@ -99,6 +101,34 @@ def joined(values: Sequence[Array]) -> list[Array]:
         pieces[-1].append(value)
     large = [value for value in values if value.size >= _SMALL]
     return [*large, *(jnp.concatenate(piece) for piece in pieces)]
+
+
+def either_way(
+    by_passes: Callable[..., State], in_order: Callable[..., State], values: Any, *others: Any
+) -> State:
+    """`by_passes(values, *others)` on a CPU, `in_order(values, *others)` elsewhere.
+
+    An accelerator sorts all weights in less time than it counts them: counters wait for each other
+    where many weights are alike. Not so where there are very many weights, or where they lie on
+    several devices.
+
+    >>> int(either_way(lambda x, y: x + y, lambda x, y: y + x, jnp.array(1), jnp.array(2)))
+    3
+    """
+    total = sum(leaf.size for leaf in jax.tree.leaves(values))
+    few = 0 < total <= _SORTED
+    if jax.default_backend() == "cpu" or not few or mesh_of(values):
+        return by_passes(values, *others)
+    return lax.platform_dependent(values, *others, cpu=by_passes, default=in_order)
+
+
+def ordered(values: Sequence[Array]) -> list[Array]:
+    """The same numbers in one array, sorted, NaN at the end.
+
+    >>> ordered([jnp.array([3.0, jnp.nan]), jnp.array([[1.0, jnp.inf]])])
+    [Array([ 1.,  3., inf, nan], dtype=float32)]
+    """
+    return [jnp.sort(jnp.concatenate([value.ravel() for value in values]))]
 
 
 def fold(step: Callable[[State, Array], State], start: State, values: Sequence[Array]) -> State:
@@ -246,6 +276,20 @@ def histogram(values: Sequence[Array], grid: Grid) -> Array:
     return _frequencies(values, grid.cells, lambda value: (grid.cell(value), grid.holds(value)))
 
 
+def histogram_in_order(values: Sequence[Array], grid: Grid) -> Array:
+    """`histogram` of what is `ordered`.
+
+    >>> one_to_three = grid(jnp.array(1.0), jnp.array(3.0), 4)
+    >>> histogram_in_order([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], one_to_three)
+    Array([1, 0, 1, 1], dtype=int32)
+    """
+    (value,) = values
+    outside = jnp.where(value <= grid.high, -1, grid.cells)
+    cell = jnp.where(grid.holds(value), grid.cell(value), outside)
+    upto = jnp.searchsorted(cell, jnp.arange(grid.cells + 1), method="scan_unrolled")
+    return jnp.diff(upto).astype(jnp.int32)
+
+
 def _frequencies(
     values: Sequence[Array], cells: int, place: Callable[[Array], tuple[Array, Array]]
 ) -> Array:
@@ -311,6 +355,15 @@ def largest(values: Sequence[Array], rank: int) -> Array:
 
 
 def _ranked(values: Sequence[Array], rank: Array) -> Array:
+    return either_way(_ranked_by_digits, _ranked_in_order, values, rank)
+
+
+def _ranked_in_order(values: Sequence[Array], rank: Array) -> Array:
+    (value,) = ordered(values)
+    return _finite(value[rank - 1], [value])
+
+
+def _ranked_by_digits(values: Sequence[Array], rank: Array) -> Array:
     dtype = values[0].dtype
     whole = jnp.int64 if dtype == jnp.float64 else jnp.int32
     remaining, found = rank, jnp.zeros((), whole)
@@ -324,9 +377,13 @@ def _ranked(values: Sequence[Array], rank: Array) -> Array:
         remaining = remaining - (upto[place] - counts[place])
         (found,) = settled((found << digit) | place.astype(whole))
         shift -= digit
+    return _finite(lax.bitcast_convert_type(found, dtype), values)
+
+
+def _finite(found: Array, values: Sequence[Array]) -> Array:
+    """What is found, the largest finite value at most; NaN where there is none."""
     limit = extent(values, jnp.isfinite)[1]
-    ranked = jnp.minimum(lax.bitcast_convert_type(found, dtype), limit)
-    return jnp.where(limit >= 0, ranked, jnp.nan)
+    return jnp.where(limit >= 0, jnp.fmin(found, limit), jnp.nan)
 
 
 def _digits(value: Array, found: Array, shift: int, bits: int) -> tuple[Array, Array]:

@@ -27,7 +27,7 @@ def looks(monkeypatch, *trips):
     ("trips", "near", "far"),
     [
         ([100, 100, 100], [1, 2], []),
-        ([100, 149, 150, 100, 100, 100], [1, 4, 5], [2, 3]),  # of turns 2 and 3 one end is far
+        ([100, 150, 151, 100, 100, 100], [1, 4, 5], [2, 3]),  # of turns 2 and 3 one end is far
         ([400, 400, 400], [1, 2], []),  # far all the time: nothing to compare with
         ([100, 900, 100, 900, 100, 900, 100], [1, 2, 3, 4, 5, 6], []),
     ],
@@ -70,7 +70,7 @@ def test_a_step_of_another_process_is_timed():
     pytest.importorskip("torch")
     with torch_process("lenet5", 2) as step:
         seconds = step(3)
-        assert step.known[0].keys() == {"torch", "torch_threads"}
+        assert step.known[0].keys() == {"torch", "torch_threads", "updates"}
         assert len(step.runs()) == 1
     assert len(seconds) == 3
     assert min(seconds) > 0
@@ -78,8 +78,18 @@ def test_a_step_of_another_process_is_timed():
 
 
 def test_a_process_that_fails_ends_the_benchmark():
-    with pytest.raises(SystemExit, match="the process of a step ended"):
-        StepProcess("benchmarks.jax_steps", step="train", name="none", ways=["full"], frozen=0.8)
+    wanted = {"step": "train", "name": "none", "ways": ["full"], "frozen": 0.8}
+    with (
+        StepProcess("benchmarks.jax_steps", **wanted) as process,
+        pytest.raises(SystemExit, match="the process of a step ended"),
+    ):
+        process(1)
+
+
+def test_a_process_that_is_not_wanted_any_more_ends():
+    with StepProcess("benchmarks.processes") as process:
+        pass
+    assert process._process.poll() is not None
 
 
 def test_a_ratio_is_the_median_of_the_turns_ratios():

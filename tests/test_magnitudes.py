@@ -83,3 +83,24 @@ def test_joining_keeps_every_number_in_pieces_of_limited_size():
     before, after = (np.sort(np.concatenate(arrays)) for arrays in (values, pieces))
     np.testing.assert_array_equal(before, after)
     assert len(mag.joined(values[:20])) == 20, "a few are left alone"
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 3e38, np.inf, np.nan])
+        | st.floats(0, 8, width=32, allow_subnormal=False),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 12),
+)
+def test_sorting_finds_what_counting_finds(values, rank):
+    parts = [jnp.asarray(values[:3], jnp.float32), jnp.asarray(values[3:], jnp.float32)]
+    rank = jnp.array(min(rank, len(values)))
+    by_digits, in_order = mag._ranked_by_digits(parts, rank), mag._ranked_in_order(parts, rank)
+    np.testing.assert_array_equal(by_digits, in_order)
+    grid = mag.grid(jnp.array(0.25), jnp.array(2.0), 8)
+    found = mag.histogram_in_order(mag.ordered(parts), grid)
+    np.testing.assert_array_equal(mag.histogram(parts, grid), found)
+    assert found.dtype == jnp.int32

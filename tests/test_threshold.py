@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import gaussian_kde
 
 import pb_jax
+from pb_jax import threshold
 from tests.float64_reference import binned_density, exact_density, reference
 
 DISTRIBUTIONS = {
@@ -128,6 +131,22 @@ def test_neither_order_nor_leaves_change_a_bit(seed, name):
     whole = pb_jax.estimate_threshold(jnp.asarray(values))
     parts = pb_jax.estimate_threshold(jax.tree.map(jnp.asarray, leaves_of(values, rng)))
     for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_sorting_does_not_change_a_bit(name):
+    rng = np.random.default_rng(0)
+    values = DISTRIBUTIONS[name](rng, 2000).astype(np.float32)
+    values[:4] = np.nan, np.inf, 0, 0
+    cut = [[values[:700], values[700:].reshape(2, -1)], [values[:0]], [values[:1]], [values[:9]]]
+    groups = [[jnp.abs(jnp.asarray(leaf)) for leaf in group] for group in cut]
+    method = {"bins": 300, "coverage": 0.95, "method": "scott", "scale": 1.0}
+    counted, sorted_ = (
+        jax.jit(functools.partial(threshold._estimated, **method, in_order=in_order))(groups, 1.0)
+        for in_order in (False, True)
+    )
+    for one, other in zip(counted, sorted_, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
