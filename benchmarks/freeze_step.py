@@ -20,11 +20,14 @@ turn's ratios to full training, of the turns in which the machine's cores were a
 as at best (`benchmarks.cores`); "far": of the others, and how many these were. "step MB" is
 what the compiled step needs at once: arguments, results that are not written over them, and
 temporaries, as XLA plans it.
+
+On an accelerator a step is one of twenty, which are one program, as an epoch is in `train.py` (the
+captioner's are dispatched one by one); PyTorch waits for the last of twenty, with TF32 and its own
+choice of algorithms, as XLA has them. All networks compile at once, before the turns.
 """
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -34,44 +37,60 @@ import jax
 
 import models
 from benchmarks.jax_steps import TRAINED, train_process
-from benchmarks.processes import Run, Turn, parted, ratio, steps_of_a_turn, take_turns
-from benchmarks.rows import machine, write_rows
+from benchmarks.processes import (
+    Run,
+    StepProcess,
+    Turn,
+    parted,
+    ratio,
+    steps_of_a_turn,
+    take_turns,
+)
+from benchmarks.rows import machine, read_rows, write_rows
 from benchmarks.torch_steps import torch_process
+from pb_jax.errors import UserError
 
 KNOWN = ("compile_s", "state_mb", "step_mb")
 COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far", "far_of_full")
 WAYS = ("full", "dense", "compact", "channel")
 
+Started = dict[str, StepProcess]
+"""Processes by the way whose steps they make; "ours": all of ours."""
 
-def measure(
-    name: str, frozen: float, torch_ways: list[str], rounds: int, repeats: int, before: list[Turn]
+
+def start(stack: contextlib.ExitStack, name: str, frozen: float, torch_ways: list[str]) -> Started:
+    """The processes of a network, which end with the stack."""
+    started: Started = {}
+    for way in ("ours", *(torch_ways if name in models.NAMES else ())):
+        if way == "ours":
+            process = train_process(name, WAYS, frozen)
+        else:
+            masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
+            process = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
+        started[way] = stack.enter_context(process)
+        if jax.default_backend() == "cpu":  # on which one disturbs the other
+            process.wait()
+    return started
+
+
+def measure(name: str, started: Started, repeats: int, before: list[Turn]) -> list[Turn]:
+    """The turns of a network; `before`: those that tell how near the cores can be."""
+    ways: dict[str, Run] = dict(zip(WAYS, started["ours"].runs(), strict=True))
+    ways |= {way: process for way, process in started.items() if way != "ours"}
+    return take_turns(ways, repeats, steps_of_a_turn(name), before)
+
+
+def table(
+    name: str, frozen: float, started: Started, taken: list[Turn], turns: list[Turn]
 ) -> list[tuple[Any, ...]]:
-    """The rows of a network at a frozen share.
-
-    `before`: the turns of other networks, which tell how near the cores can be; its own are added.
-    """
-    theirs = torch_ways if name in models.NAMES else []
-    known: dict[str, dict[str, Any]] = {}
-    taken: list[Turn] = []
-    for _ in range(rounds):
-        with contextlib.ExitStack() as stack:
-            processes = {"ours": stack.enter_context(train_process(name, WAYS, frozen))}
-            if jax.default_backend() == "cpu":  # or else all compile at once
-                assert processes["ours"].known
-            for way in theirs:
-                masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
-                step = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
-                processes[way] = stack.enter_context(step)
-            ours = processes.pop("ours")
-            known = dict(zip(WAYS, ours.known, strict=True))
-            ways: dict[str, Run] = {**dict(zip(WAYS, ours.runs(), strict=True)), **processes}
-            taken += take_turns(ways, repeats, steps_of_a_turn(name), before + taken)
-    before += taken
-    near, far = parted(taken, before)
+    """The rows of a network at a frozen share; `turns`: of all networks so far."""
+    known = dict(zip(WAYS, started["ours"].known, strict=True))
+    known |= {way: process.known[0] for way, process in started.items() if way != "ours"}
+    near, far = parted(taken, turns)
     rows = []
     for way, seconds in near.items():
         of_full = ratio(seconds, near["full"])
-        numbers = [known[way][column] if way in known else None for column in KNOWN]
+        numbers = [known[way].get(column) for column in KNOWN]
         of_far = (len(far[way]), ratio(far[way], far["full"]) if far[way] else None)
         median = statistics.median(seconds)
         rows.append((name, frozen, way, median, of_full, *numbers, len(seconds), *of_far))
@@ -100,6 +119,13 @@ def main() -> int:
     if arguments.torch_compile:
         torch_ways.append("PyTorch compiled")
 
+    try:
+        # A few networks at a time keep the machine quiet; rows of the others stay.
+        there = read_rows(arguments.json, COLUMNS) if arguments.json else []
+    except UserError as problem:
+        return _refuse(str(problem))
+    kept = [row for row in there if row[0] not in names]
+
     rows: list[tuple[Any, ...]] = []
     turns: list[Turn] = []
     device = machine()
@@ -108,12 +134,23 @@ def main() -> int:
         f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
         f"{'far':>10} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
-    for name in names:
-        for frozen in arguments.frozen.split(","):
-            found = measure(
-                name, float(frozen), torch_ways, arguments.rounds, arguments.repeats, turns
-            )
-            rows.extend(found)
+    wanted = [(name, float(frozen)) for name in names for frozen in arguments.frozen.split(",")]
+    with contextlib.ExitStack() as stack:
+        ready: list[Started] = []
+        if jax.default_backend() != "cpu":  # all compile at once, and are quiet in the turns
+            ready = [start(stack, *one, torch_ways) for one in wanted]
+            for process in (process for started in ready for process in started.values()):
+                process.wait()
+        for name, frozen in wanted:
+            taken: list[Turn] = []
+            started = ready.pop(0) if ready else {}
+            for at in range(arguments.rounds):
+                with contextlib.ExitStack() as own:
+                    if at or not started:
+                        started = start(own, name, frozen, torch_ways)
+                    taken += measure(name, started, arguments.repeats, turns + taken)
+            turns += taken
+            found = table(name, frozen, started, taken, turns)
             for row in found:
                 cells = ["" if value is None else f"{value:.1f}" for value in row[5:8]]
                 far = "" if row[10] is None else f"{row[10]:.2f} ({row[9]})"
@@ -122,12 +159,9 @@ def main() -> int:
                     f"{far:>10} {cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
                     flush=True,
                 )
-    if arguments.json:
-        # A few networks at a time keep the machine quiet; rows of the others stay.
-        if arguments.json.exists():
-            there = json.loads(arguments.json.read_text())["rows"]
-            rows = [*(tuple(row) for row in there if row[0] not in names), *rows]
-        write_rows(arguments.json, COLUMNS, rows)
+            rows += found
+            if arguments.json:
+                write_rows(arguments.json, COLUMNS, [*kept, *rows])
     return 0
 
 

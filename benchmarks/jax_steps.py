@@ -89,13 +89,14 @@ class Ours:
         # On an accelerator `train.py` makes one program of an epoch, where all batches are alike.
         self._calls = self.updates if name == "captioner" else 1
         if self._calls == self.updates:
-            train = of_changing(functools.partial(steps.train, length=order.lengths[0]))
+            train = functools.partial(steps.train, length=order.lengths[0])
         else:
-            train = of_changing(functools.partial(steps.train_many, count=self.updates))
+            train = functools.partial(steps.train_many, count=self.updates)
         changing, constants = split_constants(state)
+        train = of_changing(train, constants)
         self._data = task.train_data()
         self._held: Any = changing, Totals.empty()
-        self._read = constants, jnp.asarray(order.rows)
+        self._read = constants.read, jnp.asarray(order.rows)
         options = {**models.compiler_options(jax.default_backend()), **(options or {})}
         start = time.perf_counter()
         self.compiled = (
@@ -124,8 +125,8 @@ class Ours:
         return float("nan")
 
     def _in_order(self) -> tuple[Any, ...]:
-        (changing, totals), (constants, rows) = self._held, self._read
-        return changing, constants, totals, self._data, rows
+        (changing, totals), (read, rows) = self._held, self._read
+        return changing, read, totals, self._data, rows
 
 
 def megabytes(tree: Any) -> float:

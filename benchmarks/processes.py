@@ -57,6 +57,10 @@ class StepProcess:
         """What the module says of each step; waits for them."""
         return self._answer()
 
+    def wait(self) -> None:
+        """Until the steps are made."""
+        assert self.known
+
     def __call__(self, steps: int, which: int = 0) -> list[float]:
         """Seconds of an update in each of so many steps, one after the other."""
         seconds, self.loss = self.ask("time", steps, which)
@@ -69,7 +73,7 @@ class StepProcess:
 
     def ask(self, what: str, steps: int, which: int = 0) -> Any:
         """What the module's process answers."""
-        assert self.known
+        self.wait()
         assert self._process.stdin is not None
         print(what, steps, which, file=self._process.stdin, flush=True)
         return self._answer()

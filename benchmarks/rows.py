@@ -10,12 +10,30 @@ from typing import Any
 
 import jax
 
-from pb_jax.files import write_json
+from pb_jax.errors import UserError
+from pb_jax.files import read_json, write_json
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Write the rows as JSON, under what the numbers depend on."""
     write_json(path, {**machine(), "columns": list(columns), "rows": [list(row) for row in rows]})
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[list[Any]]:
+    """The rows that are there; none where nothing is.
+
+    Raises:
+        UserError: there is something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = read_json(path)
+    except ValueError:
+        found = {}
+    if found.get("columns") != list(columns):
+        raise UserError(f"{path} holds something else: name another file")
+    return found["rows"]
 
 
 def machine() -> dict[str, Any]:

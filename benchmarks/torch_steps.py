@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -88,11 +89,15 @@ def torch_step(
             update()
         return update().item()
 
-    known = {
+    known: dict[str, Any] = {
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
         "updates": updates,
     }
+    if compiled:
+        start = time.perf_counter()
+        update()
+        known["compile_s"] = time.perf_counter() - start
     return [(step, known)]
 
 

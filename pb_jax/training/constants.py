@@ -5,10 +5,14 @@ and a compact state has two for each leaf: they could take what its update saves
 are given the constants apart, and return only what changes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
 import pb_jax
+from pb_jax.masks import PackedLeaf
 from pb_jax.training.compact import is_compact
 from pb_jax.training.step import TrainState
 
@@ -23,6 +27,11 @@ class Constants(NamedTuple):
 
     mask: Any
     indices: Any
+
+    @property
+    def read(self) -> Any:
+        """What a compiled step is given: of a packed mask it needs to know the shapes alone."""
+        return self.mask if self.indices is None else self.indices
 
 
 def split_constants(state: TrainState) -> tuple[TrainState, Constants]:
@@ -51,15 +60,28 @@ def with_constants(state: TrainState, constants: Constants) -> TrainState:
     return state._replace(opt_state=opt_state._replace(mask=constants.mask))
 
 
-def of_changing(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step as a function of what changes, which may be donated, and of the constants.
+def of_changing(step: Callable[..., Any], constants: Constants) -> Callable[..., Any]:
+    """A step as a function of what changes, which may be donated, and of `Constants.read`.
 
     Args:
         step: from a state and more to a tuple of the next state and more; it leaves the mask.
+        constants: like those that it will be given.
     """
 
-    def changing(state: TrainState, constants: Constants, *arguments: Any) -> Any:
-        state, *others = step(with_constants(state, constants), *arguments)
+    def without_bits(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, bits=None)
+
+    shapes = None
+    if constants.indices is not None:
+        shapes = jax.tree.map(without_bits, constants.mask, is_leaf=_is_packed)
+
+    def changing(state: TrainState, read: Any, *arguments: Any) -> Any:
+        known = Constants(read, None) if shapes is None else Constants(shapes, read)
+        state, *others = step(with_constants(state, known), *arguments)
         return split_constants(state)[0], *others
 
     return changing
+
+
+def _is_packed(node: Any) -> bool:
+    return isinstance(node, PackedLeaf)

@@ -201,7 +201,7 @@ class Runner:
         """One step, "train", or all but the first of an epoch, "rest"."""
         compiled = self._compiled[_named(function, state), length]
         state, constants = split_constants(state)
-        state, totals = compiled(state, constants, totals, *batches)
+        state, totals = compiled(state, constants.read, totals, *batches)
         return with_constants(state, constants), totals
 
     def _first(
@@ -298,10 +298,11 @@ class Runner:
     ) -> dict[tuple[str, int], Callable[[], Any]]:
         """The compilations of an epoch's steps for a state, or for the shapes of a dense one."""
         steps = self.steps.narrowed(state)
-        before = (*split_constants(state), self._placed(Totals.empty()))
+        changing, constants = split_constants(state)
+        before = changing, constants.read, self._placed(Totals.empty())
         jobs = {
             (_named("train", state), length): self._compilation(
-                of_changing(functools.partial(steps.train, length=length)),
+                of_changing(functools.partial(steps.train, length=length), constants),
                 *before,
                 *self._feed.like(order, length),
                 donate=True,
@@ -312,7 +313,7 @@ class Runner:
             # An epoch is its first step, by itself as it may make a mask, and the rest.
             many = functools.partial(steps.train_many, count=self.task.steps_per_epoch - 1)
             jobs[_named("rest", state), 0] = self._compilation(
-                of_changing(many), *before, *self._feed.like(order, 0), donate=True
+                of_changing(many, constants), *before, *self._feed.like(order, 0), donate=True
             )
         return jobs
 
