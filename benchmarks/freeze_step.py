@@ -38,6 +38,7 @@ import jax
 import models
 from benchmarks.jax_steps import TRAINED, train_process
 from benchmarks.processes import (
+    EndedError,
     Run,
     StepProcess,
     Turn,
@@ -48,7 +49,8 @@ from benchmarks.processes import (
 )
 from benchmarks.rows import machine, read_rows, write_rows
 from benchmarks.torch_steps import torch_process
-from pb_jax.errors import UserError
+from pb_jax.program import run
+from pb_jax.training import check_known
 
 KNOWN = ("compile_s", "state_mb", "step_mb")
 COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far", "far_of_full")
@@ -69,8 +71,20 @@ def start(stack: contextlib.ExitStack, name: str, frozen: float, torch_ways: lis
             process = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
         started[way] = stack.enter_context(process)
         if jax.default_backend() == "cpu":  # on which one disturbs the other
-            process.wait()
+            wait(name, started)
     return started
+
+
+def wait(name: str, started: Started) -> None:
+    """For the processes of a network; `torch.compile` may fail."""
+    for way, process in [*started.items()]:
+        try:
+            process.wait()
+        except EndedError as problem:
+            if way != "PyTorch compiled":
+                raise
+            print(f"{name}, {way}: {problem}", file=sys.stderr)
+            del started[way]
 
 
 def measure(name: str, started: Started, repeats: int, before: list[Turn]) -> list[Turn]:
@@ -113,17 +127,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write here, beside what is there of others")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
-    if unknown := [name for name in names if name not in TRAINED]:
-        return _refuse(f"--models {','.join(unknown)}: choose of {', '.join(TRAINED)}")
+    for name in names:
+        check_known(name, TRAINED, "network")
     torch_ways = [] if arguments.no_torch else ["PyTorch", "PyTorch masked"]
     if arguments.torch_compile:
         torch_ways.append("PyTorch compiled")
 
-    try:
-        # A few networks at a time keep the machine quiet; rows of the others stay.
-        there = read_rows(arguments.json, COLUMNS) if arguments.json else []
-    except UserError as problem:
-        return _refuse(str(problem))
+    # A few networks at a time keep the machine quiet; rows of the others stay.
+    there = read_rows(arguments.json, COLUMNS) if arguments.json else []
     kept = [row for row in there if row[0] not in names]
 
     rows: list[tuple[Any, ...]] = []
@@ -139,8 +150,8 @@ def main() -> int:
         ready: list[Started] = []
         if jax.default_backend() != "cpu":  # all compile at once, and are quiet in the turns
             ready = [start(stack, *one, torch_ways) for one in wanted]
-            for process in (process for started in ready for process in started.values()):
-                process.wait()
+            for (name, _), started in zip(wanted, ready, strict=True):
+                wait(name, started)
         for name, frozen in wanted:
             taken: list[Turn] = []
             started = ready.pop(0) if ready else {}
@@ -165,10 +176,5 @@ def main() -> int:
     return 0
 
 
-def _refuse(message: str) -> int:
-    print(message, file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

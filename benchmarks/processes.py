@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 from benchmarks.cores import round_trip_ns
+from pb_jax.errors import UserError
 
 # Several processes share a GPU's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -30,6 +31,10 @@ last of them."""
 
 Run = Callable[[int], list[float]]
 """Makes so many updates, and returns the seconds of each."""
+
+
+class EndedError(UserError):
+    """The process of a step ended by itself."""
 
 
 class StepProcess:
@@ -92,7 +97,7 @@ class StepProcess:
         if answer := self._process.stdout.readline():
             return json.loads(answer)
         self._process.communicate()
-        sys.exit("the process of a step ended: see above")
+        raise EndedError("the process of a step ended: see above")
 
 
 def serve(make: Callable[..., Sequence[tuple[Step, dict[str, Any]]]], **more: Any) -> None:

@@ -15,6 +15,9 @@ import jax
 
 from benchmarks.jax_steps import TRAINED, Ours
 from benchmarks.rows import write_rows
+from pb_jax.errors import UserError
+from pb_jax.program import run
+from pb_jax.training import check_known
 
 COLUMNS = ("network", "way", "frozen", "state_mb", "step_mb")
 
@@ -29,10 +32,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = arguments.models.split(",")
-    if unknown := [name for name in names if name not in TRAINED]:
-        choice = ", ".join(TRAINED)
-        print(f"--models {','.join(unknown)}: choose of {choice}", file=sys.stderr)
-        return 2
+    for name in names:
+        check_known(name, TRAINED, "network")
 
     rows = []
     print(f"{'network':12} {'way':8} {'frozen':>6} {'state MB':>9} {'step MB':>8} {'of full':>8}")
@@ -42,8 +43,7 @@ def main() -> int:
         for way, frozen in [("full", 0.0), *(("compact", share) for share in shares)]:
             step = Ours(name, way, frozen)
             if step.step_mb is None:
-                print(f"{jax.default_backend()}: XLA does not tell its plan", file=sys.stderr)
-                return 1
+                raise UserError(f"{jax.default_backend()}: XLA does not tell its plan")
             whole = whole or step.step_mb
             rows.append((name, way, frozen, step.state_mb, step.step_mb))
             print(
@@ -58,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -38,6 +38,9 @@ from jax.profiler import ProfileData  # noqa: E402
 from benchmarks.jax_steps import TRAINED, Ours  # noqa: E402
 from benchmarks.rows import machine, write_rows  # noqa: E402
 from benchmarks.torch_steps import quickest, torch_process  # noqa: E402
+from pb_jax.errors import UserError  # noqa: E402
+from pb_jax.program import run  # noqa: E402
+from pb_jax.training import check_known  # noqa: E402
 
 COLUMNS = ("network", "program", "kind", "ms")
 KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
@@ -125,12 +128,10 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
-    if unknown := [name for name in names if name not in TRAINED]:
-        print(f"--models {','.join(unknown)}: choose of {', '.join(TRAINED)}", file=sys.stderr)
-        return 2
+    for name in names:
+        check_known(name, TRAINED, "network")
     if jax.default_backend() != "cpu":
-        print("step_profile profiles the CPU: set JAX_PLATFORMS=cpu", file=sys.stderr)
-        return 2
+        raise UserError("step_profile profiles the CPU: set JAX_PLATFORMS=cpu")
 
     rows: list[tuple[str, str, str, float]] = []
     device = machine()
@@ -154,4 +155,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -27,6 +27,8 @@ from benchmarks.rows import machine
 from benchmarks.torch_steps import torch_process
 from pb_jax.errors import UserError
 from pb_jax.files import write_json
+from pb_jax.program import run
+from pb_jax.training import check_known
 
 
 def measure(
@@ -90,9 +92,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the numbers here, beside those there")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
-    if unknown := set(names) - set(models.NAMES):
-        known = ", ".join(models.NAMES)
-        raise UserError(f"unknown networks: {', '.join(unknown)}; choose of {known}")
+    for name in names:
+        check_known(name, models.NAMES, "network")
     if jax.default_backend() != "cpu":
         raise UserError("step_time measures the CPU: set JAX_PLATFORMS=cpu")
     print(
@@ -129,7 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as problem:
-        sys.exit(str(problem))
+    sys.exit(run(main))

@@ -1,7 +1,6 @@
 """PyTorch's training step, in a process of its own: see `torch_process`."""
 
 import importlib.util
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 
 import models
 from benchmarks.processes import Step, StepProcess, serve, updates_of_a_step
+from pb_jax.errors import UserError
 
 
 def torch_process(
@@ -27,7 +27,7 @@ def torch_process(
         compiled: whether `torch.compile` compiles network and loss; else they run eagerly.
     """
     if importlib.util.find_spec("torch") is None:
-        sys.exit("this compares with PyTorch: pip install -e '.[bench]'")
+        raise UserError("this compares with PyTorch: pip install -e '.[bench]'")
     return StepProcess(
         "benchmarks.torch_steps",
         name=name,

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import processes
-from benchmarks.processes import StepProcess, parted, ratio, take_turns
+from benchmarks.processes import EndedError, StepProcess, parted, ratio, take_turns
 from benchmarks.step_profile import instructions, kind_of
 from benchmarks.torch_steps import torch_process
 
@@ -81,7 +81,7 @@ def test_a_process_that_fails_ends_the_benchmark():
     wanted = {"step": "train", "name": "none", "ways": ["full"], "frozen": 0.8}
     with (
         StepProcess("benchmarks.jax_steps", **wanted) as process,
-        pytest.raises(SystemExit, match="the process of a step ended"),
+        pytest.raises(EndedError, match="the process of a step ended"),
     ):
         process(1)
 
