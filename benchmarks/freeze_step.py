@@ -23,7 +23,7 @@ temporaries, as XLA plans it.
 
 On an accelerator a step is one of twenty, which are one program, as an epoch is in `train.py` (the
 captioner's are dispatched one by one); PyTorch waits for the last of twenty, with TF32 and its own
-choice of algorithms, as XLA has them. All networks compile at once, before the turns.
+choice of algorithms, as XLA has them.
 """
 
 import argparse
@@ -32,8 +32,6 @@ import statistics
 import sys
 from pathlib import Path
 from typing import Any
-
-import jax
 
 import models
 from benchmarks.jax_steps import TRAINED, train_process
@@ -61,30 +59,19 @@ Started = dict[str, StepProcess]
 
 
 def start(stack: contextlib.ExitStack, name: str, frozen: float, torch_ways: list[str]) -> Started:
-    """The processes of a network, which end with the stack."""
-    started: Started = {}
-    for way in ("ours", *(torch_ways if name in models.NAMES else ())):
-        if way == "ours":
-            process = train_process(name, WAYS, frozen)
-        else:
-            masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
-            process = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
-        started[way] = stack.enter_context(process)
-        if jax.default_backend() == "cpu":  # on which one disturbs the other
-            wait(name, started)
-    return started
-
-
-def wait(name: str, started: Started) -> None:
-    """For the processes of a network; `torch.compile` may fail."""
-    for way, process in [*started.items()]:
+    """The processes of a network, which end with the stack; `torch.compile` may fail."""
+    started = {"ours": stack.enter_context(train_process(name, WAYS, frozen))}
+    for way in torch_ways if name in models.NAMES else ():
+        masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
         try:
-            process.wait()
+            process = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
         except EndedError as problem:
-            if way != "PyTorch compiled":
+            if not compiled:
                 raise
             print(f"{name}, {way}: {problem}", file=sys.stderr)
-            del started[way]
+        else:
+            started[way] = stack.enter_context(process)
+    return started
 
 
 def measure(name: str, started: Started, repeats: int, before: list[Turn]) -> list[Turn]:
@@ -145,20 +132,13 @@ def main() -> int:
         f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
         f"{'far':>10} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
-    wanted = [(name, float(frozen)) for name in names for frozen in arguments.frozen.split(",")]
-    with contextlib.ExitStack() as stack:
-        ready: list[Started] = []
-        if jax.default_backend() != "cpu":  # all compile at once, and are quiet in the turns
-            ready = [start(stack, *one, torch_ways) for one in wanted]
-            for (name, _), started in zip(wanted, ready, strict=True):
-                wait(name, started)
-        for name, frozen in wanted:
+    for name in names:
+        for frozen in map(float, arguments.frozen.split(",")):
             taken: list[Turn] = []
-            started = ready.pop(0) if ready else {}
-            for at in range(arguments.rounds):
-                with contextlib.ExitStack() as own:
-                    if at or not started:
-                        started = start(own, name, frozen, torch_ways)
+            started: Started = {}
+            for _ in range(arguments.rounds):
+                with contextlib.ExitStack() as stack:
+                    started = start(stack, name, frozen, torch_ways)
                     taken += measure(name, started, arguments.repeats, turns + taken)
             turns += taken
             found = table(name, frozen, started, taken, turns)

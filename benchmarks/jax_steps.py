@@ -172,7 +172,8 @@ def made(step: str, **wanted: Any) -> list[tuple[Step, dict[str, Any]]]:
         with stock_convolution():
             return [same_step(options={}, **wanted)]
     first, *others = wanted.pop("ways")
-    steps = [Ours(way=first, **wanted)]  # chooses algorithms, which the others then share
+    steps = [Ours(way=first, **wanted)]
+    # The others share the algorithms that it has chosen on an accelerator, and compile at once.
     with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else None) as pool:
         steps += pool.map(lambda way: Ours(way=way, **wanted), others)
     known = ("compile_s", "state_mb", "step_mb", "updates")

@@ -40,14 +40,16 @@ class EndedError(UserError):
 class StepProcess:
     """Steps in a process of their own, to be timed and asked about.
 
-    It makes the steps while others are made elsewhere, until it is asked for anything.
-
     Args:
         module: what to run: it makes the steps and then calls `serve`.
         **wanted: the steps; its only argument, as JSON.
 
     Attributes:
+        known: what the module says of each.
         loss: of the one that was timed last, before its last update.
+
+    Raises:
+        EndedError: it cannot make them.
     """
 
     def __init__(self, module: str, **wanted: Any) -> None:
@@ -56,15 +58,7 @@ class StepProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.loss = float("nan")
-
-    @functools.cached_property
-    def known(self) -> list[dict[str, Any]]:
-        """What the module says of each step; waits for them."""
-        return self._answer()
-
-    def wait(self) -> None:
-        """Until the steps are made."""
-        assert self.known
+        self.known: list[dict[str, Any]] = self._answer()
 
     def __call__(self, steps: int, which: int = 0) -> list[float]:
         """Seconds of an update in each of so many steps, one after the other."""
@@ -78,7 +72,6 @@ class StepProcess:
 
     def ask(self, what: str, steps: int, which: int = 0) -> Any:
         """What the module's process answers."""
-        self.wait()
         assert self._process.stdin is not None
         print(what, steps, which, file=self._process.stdin, flush=True)
         return self._answer()
@@ -88,8 +81,6 @@ class StepProcess:
 
     def __exit__(self, *error: object) -> None:
         """End the process."""
-        if "known" not in self.__dict__:  # it makes steps still
-            self._process.kill()
         self._process.communicate()
 
     def _answer(self) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
@@ -178,7 +178,12 @@ class Entries:
         return self._map(one, self.leaves("updates", updates), self.leaves("updates", given))
 
     def add(self, params: Any, updates: Any) -> Any:
-        """The parameters with the updates of what trains added; in place where they are donated."""
+        """The parameters with the updates of what trains added; in place where they are donated.
+
+        In place a parameter is written where all that reads it comes before. XLA:CPU does not
+        arrange that by itself, and copies it twice; so there nothing is written before all updates
+        are known.
+        """
 
         def one(position: int, param: Any, update: Any, where: Any) -> Any:
             if nothing_trains(where):
@@ -191,7 +196,13 @@ class Entries:
             # The sum is rounded, not the update.
             return scatter(param, where, (gather(param, where) + update).astype(param.dtype))
 
-        return self._map(one, self.leaves("params", params), self.leaves("updates", updates))
+        before, changes = self.leaves("params", params), self.leaves("updates", updates)
+        parts = [i for i, w in enumerate(self.indices) if w is not None and not nothing_trains(w)]
+        known = [(before[i], changes[i]) for i in parts]
+        known = lax.platform_dependent(known, cpu=lax.optimization_barrier, default=lambda x: x)
+        for i, (param, update) in zip(parts, known, strict=True):
+            before[i], changes[i] = param, update
+        return self._map(one, before, changes)
 
     def _check_shape(self, name: str, position: int, leaf: Any) -> None:
         if jnp.shape(leaf) != self.shapes[position]:

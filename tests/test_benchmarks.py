@@ -1,9 +1,12 @@
+import jax
 import pytest
 
 from benchmarks import processes
+from benchmarks.gpu import kernels
 from benchmarks.processes import EndedError, StepProcess, parted, ratio, take_turns
 from benchmarks.step_profile import instructions, kind_of
 from benchmarks.torch_steps import torch_process
+from pb_jax import program
 
 
 def counting(start):
@@ -78,18 +81,8 @@ def test_a_step_of_another_process_is_timed():
 
 
 def test_a_process_that_fails_ends_the_benchmark():
-    wanted = {"step": "train", "name": "none", "ways": ["full"], "frozen": 0.8}
-    with (
-        StepProcess("benchmarks.jax_steps", **wanted) as process,
-        pytest.raises(EndedError, match="the process of a step ended"),
-    ):
-        process(1)
-
-
-def test_a_process_that_is_not_wanted_any_more_ends():
-    with StepProcess("benchmarks.processes") as process:
-        pass
-    assert process._process.poll() is not None
+    with pytest.raises(EndedError, match="the process of a step ended"):
+        StepProcess("benchmarks.jax_steps", step="train", name="none", ways=["full"], frozen=0.8)
 
 
 def test_a_ratio_is_the_median_of_the_turns_ratios():
@@ -122,3 +115,17 @@ def test_kinds_of_a_steps_instructions(operation, calls, path, kind):
         + LINE.format(name="other", operation="dot", calls="none", path="/convolution/")
     )
     assert list(instructions(text)) == [("one.1", kind), ("other", "forward")]
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it is about having none")
+def test_kernels_asks_for_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kernels"])
+    assert program.run(kernels.main) == 2
+    assert "profiles a GPU" in capsys.readouterr().err
+
+
+def test_kernels_by_name_and_by_kind():
+    events = [("add_1", 4.0), ("copy.7", 2.0), ("add_2", 4.0), ("add_1", 4.0), ("copy.7", 2.0)]
+    by_name = kernels.totals(events, 2)
+    assert by_name == {"add_1": (1.0, 4.0), "copy.7": (1.0, 2.0), "add_2": (0.5, 2.0)}
+    assert kernels.by_kind(by_name) == {"add": (1.5, 6.0), "copy": (1.0, 2.0)}

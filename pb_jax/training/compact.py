@@ -97,23 +97,9 @@ def update(
     held = state.inner_state
     whole = {name: grads.get(name, optax.MaskedNode()) for name in params}
     taken = Entries(held.mask, held.indices).take("grads", whole, taken=True)
-    taken, params = jax.lax.platform_dependent(taken, params, cpu=_known, default=_as_they_are)
     params, inner_state = pb_jax.apply_compact(optimizer, taken, held, params)
     count = optax.safe_increment(state.count)
     return params, state._replace(count=count, inner_state=inner_state), taken
-
-
-def _known(*trees: Arrays) -> tuple[Arrays, ...]:
-    """The trees, once all their arrays are known.
-
-    Parameters are written to in place only where all that reads them comes before, which XLA:CPU
-    does not arrange by itself: it copies them, twice.
-    """
-    return jax.lax.optimization_barrier(trees)
-
-
-def _as_they_are(*trees: Arrays) -> tuple[Arrays, ...]:
-    return trees
 
 
 def trained_channels(state: pb_jax.PartialBackpropState) -> dict[str, np.ndarray]:
