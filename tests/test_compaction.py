@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -376,6 +377,23 @@ def test_gradients_that_nobody_computed():
         jax.tree.map(np.testing.assert_array_equal, {**updates, "frozen": wanted["frozen"]}, wanted)
         moved, _ = pb_jax.apply_compact(inner, {**grads, "frozen": missing}, state, params)
         assert moved["frozen"] is params["frozen"]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about XLA:CPU")
+def test_donated_parameters_are_written_in_place():
+    inner, params = optax.adam(0.1), {name: jnp.ones((64, 64)) for name in "vw"}
+    mask = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 2 == 0, params)
+    state = pb_jax.compact(inner, mask).init(params)
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(x @ params["w"]) @ params["v"])
+
+    def step(params, state, x):
+        return pb_jax.apply_compact(inner, jax.grad(loss)(params, x), state, params)
+
+    program = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, jnp.ones((8, 64)))
+    text = program.compile().as_text()
+    assert not re.findall(r"= f32\[(?:64,64|4096)\]\S* copy\(", text)
 
 
 def test_compiled_once_and_donated():
