@@ -4,7 +4,8 @@
         [--json FILE]
 
 The steps are those that `train.py` compiles, on random data, in batches of 100 (captioner: 60
-captions of 16 words over features of 8 x 8 x 1280). The masks are random.
+captions of 16 words over features of 8 x 8 x 1280). The masks are random, or, for "kde_otsu" in
+the place of a share, what that rule makes of the gradients of the first batch.
 
     full              full training
     dense             the mask on dense arrays: freeze.compact=false
@@ -47,6 +48,7 @@ from benchmarks.processes import (
 )
 from benchmarks.rows import machine, read_rows, write_rows
 from benchmarks.torch_steps import torch_process
+from pb_jax.errors import UserError
 from pb_jax.program import run
 from pb_jax.training import check_known
 
@@ -58,13 +60,16 @@ Started = dict[str, StepProcess]
 """Processes by the way whose steps they make; "ours": all of ours."""
 
 
-def start(stack: contextlib.ExitStack, name: str, frozen: float, torch_ways: list[str]) -> Started:
+def start(
+    stack: contextlib.ExitStack, name: str, frozen: float | None, torch_ways: list[str]
+) -> Started:
     """The processes of a network, which end with the stack; `torch.compile` may fail."""
     started = {"ours": stack.enter_context(train_process(name, WAYS, frozen))}
     for way in torch_ways if name in models.NAMES else ():
         masked, compiled = way == "PyTorch masked", way == "PyTorch compiled"
         try:
-            process = torch_process(name, frozen=frozen if masked else None, compiled=compiled)
+            share = started["ours"].known[1]["frozen"] if masked else None
+            process = torch_process(name, frozen=share, compiled=compiled)
         except EndedError as problem:
             if not compiled:
                 raise
@@ -82,9 +87,9 @@ def measure(name: str, started: Started, repeats: int, before: list[Turn]) -> li
 
 
 def table(
-    name: str, frozen: float, started: Started, taken: list[Turn], turns: list[Turn]
+    name: str, frozen: float | None, started: Started, taken: list[Turn], turns: list[Turn]
 ) -> list[tuple[Any, ...]]:
-    """The rows of a network at a frozen share; `turns`: of all networks so far."""
+    """The rows of a network; `turns`: of all networks so far."""
     known = dict(zip(WAYS, started["ours"].known, strict=True))
     known |= {way: process.known[0] for way, process in started.items() if way != "ours"}
     near, far = parted(taken, turns)
@@ -94,7 +99,9 @@ def table(
         numbers = [known[way].get(column) for column in KNOWN]
         of_far = (len(far[way]), ratio(far[way], far["full"]) if far[way] else None)
         median = statistics.median(seconds)
-        rows.append((name, frozen, way, median, of_full, *numbers, len(seconds), *of_far))
+        share = known["channel" if way == "channel" else "dense"]["frozen"]
+        share = share if frozen is None else frozen
+        rows.append((name, share, way, median, of_full, *numbers, len(seconds), *of_far))
     return rows
 
 
@@ -104,7 +111,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default=",".join(TRAINED))
-    parser.add_argument("--frozen", default="0.8")
+    parser.add_argument("--frozen", default="0.8", help="shares; kde_otsu: what that rule freezes")
     parser.add_argument(
         "--rounds", type=int, default=3, help="times that the processes are started (3)"
     )
@@ -116,6 +123,7 @@ def main() -> int:
     names = arguments.models.split(",")
     for name in names:
         check_known(name, TRAINED, "network")
+    shares = [_share(text) for text in arguments.frozen.split(",")]
     torch_ways = [] if arguments.no_torch else ["PyTorch", "PyTorch masked"]
     if arguments.torch_compile:
         torch_ways.append("PyTorch compiled")
@@ -133,7 +141,7 @@ def main() -> int:
         f"{'far':>10} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
     for name in names:
-        for frozen in map(float, arguments.frozen.split(",")):
+        for frozen in shares:
             taken: list[Turn] = []
             started: Started = {}
             for _ in range(arguments.rounds):
@@ -154,6 +162,15 @@ def main() -> int:
             if arguments.json:
                 write_rows(arguments.json, COLUMNS, [*kept, *rows])
     return 0
+
+
+def _share(text: str) -> float | None:
+    if text == "kde_otsu":
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < 1:
+            return float(text)
+    raise UserError(f"--frozen {text}: shares from 0 to below 1, or kde_otsu")
 
 
 if __name__ == "__main__":

@@ -61,15 +61,27 @@ def captioner() -> Task:
 
 
 class Ours:
-    """One way to train, compiled, with its state; `options` are more of the compiler's."""
+    """One way to train, compiled, with its state.
+
+    Args:
+        name: the network.
+        way: see `benchmarks.freeze_step`.
+        frozen: the share that a random mask freezes; None: the mask is what `kde_otsu` makes of the
+            gradients of the first batch.
+        options: more of the compiler's.
+    """
 
     def __init__(
-        self, name: str, way: str, frozen: float, options: Mapping[str, str | bool] | None = None
+        self,
+        name: str,
+        way: str,
+        frozen: float | None,
+        options: Mapping[str, str | bool] | None = None,
     ) -> None:
         task = captioner() if name == "captioner" else classifier(name)
         rate = 5e-4 if name == "captioner" else 1e-3
         optimizer = optimizers.adjustable("adam" if name == "captioner" else "amsgrad_torch", rate)
-        rule = pb_jax.random(frozen)
+        rule = pb_jax.kde_otsu() if frozen is None else pb_jax.random(frozen)
         freezing = Freezing(
             pb_jax.by_group(rule, "channel") if way == "channel" else rule,
             task.steps_per_epoch,
@@ -77,14 +89,26 @@ class Ours:
         )
         steps = Steps(task, optimizer, None if way == "full" else freezing)
         state = strong(steps.initial(task.params, task.model_state))
+        order = task.order(0, 1)
+        rows = jnp.asarray(order.rows)
+        self._data = task.train_data()
+        options = {**models.compiler_options(jax.default_backend()), **(options or {})}
+        self.frozen = 0.0
         if way != "full":
             assert isinstance(state.opt_state, pb_jax.PartialBackpropState)
+            judged = state.params
+            if frozen is None:
+                look = functools.partial(steps.add_magnitudes, length=order.lengths[0])
+                first = jnp.int32(0), jnp.float32(1)
+                zeros = jax.tree.map(jnp.zeros_like, state.params)
+                judge = jax.jit(look, compiler_options=options)
+                judged = judge(zeros, state, self._data, rows, *first)
             select = jax.jit(freezing.select)
-            selection = select(state.opt_state, state.params, state.params)
+            selection = select(state.opt_state, judged, state.params)
+            self.frozen = float(pb_jax.frozen_fraction(selection.mask))
             state = state._replace(opt_state=state.opt_state._replace(mask=selection.mask))
             state, _ = steps.compacted(state)
             steps = steps.narrowed(state)
-        order = task.order(0, 1)
         self.updates = updates_of_a_step()
         # On an accelerator `train.py` makes one program of an epoch, where all batches are alike.
         self._calls = self.updates if name == "captioner" else 1
@@ -94,10 +118,8 @@ class Ours:
             train = functools.partial(steps.train_many, count=self.updates)
         changing, constants = split_constants(state)
         train = of_changing(train, constants)
-        self._data = task.train_data()
         self._held: Any = changing, Totals.empty()
-        self._read = constants.read, jnp.asarray(order.rows)
-        options = {**models.compiler_options(jax.default_backend()), **(options or {})}
+        self._read = constants.read, rows
         start = time.perf_counter()
         self.compiled = (
             jax.jit(train, donate_argnums=0, compiler_options=options)
@@ -144,7 +166,7 @@ def stock_convolution() -> Iterator[None]:
         yield
 
 
-def train_process(name: str, ways: Sequence[str], frozen: float) -> StepProcess:
+def train_process(name: str, ways: Sequence[str], frozen: float | None) -> StepProcess:
     """`Ours` of each way, to be timed.
 
     They share the process, and so the memory for what is temporary in a step, as each is done
@@ -176,7 +198,7 @@ def made(step: str, **wanted: Any) -> list[tuple[Step, dict[str, Any]]]:
     # The others share the algorithms that it has chosen on an accelerator, and compile at once.
     with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else None) as pool:
         steps += pool.map(lambda way: Ours(way=way, **wanted), others)
-    known = ("compile_s", "state_mb", "step_mb", "updates")
+    known = ("frozen", "compile_s", "state_mb", "step_mb", "updates")
     return [(step.one, {name: getattr(step, name) for name in known}) for step in steps]
 
 
