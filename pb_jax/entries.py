@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.core import Tracer
 
 from pb_jax import magnitudes as mag
-from pb_jax.masks import PackedLeaf, leaf_name
+from pb_jax.masks import PackedLeaf, is_packed, leaf_name
 from pb_jax.parts import PartIndices, indices_of
 
 _SORTED: Any = {
@@ -103,9 +103,9 @@ class Entries:
     """
 
     def __init__(self, mask: Any, indices: Any) -> None:
-        found = jax.tree.leaves_with_path(mask, is_leaf=_is_packed)
+        found = jax.tree.leaves_with_path(mask, is_leaf=is_packed)
         self._names = [leaf_name(path) for path, _ in found]
-        self.treedef = jax.tree.structure(mask, is_leaf=_is_packed)
+        self.treedef = jax.tree.structure(mask, is_leaf=is_packed)
         self.shapes = [leaf.shape for _, leaf in found]
         self.indices = self.treedef.flatten_up_to(indices)
 
@@ -247,10 +247,6 @@ def scatter(leaf: Array, where: Array | PartIndices, entries: Array, leading: in
         return where.scatter(leaf, entries, leading)
     flat = leaf.reshape(*leaf.shape[:leading], -1).at[..., where]
     return flat.set(entries, **_SORTED).reshape(leaf.shape)
-
-
-def _is_packed(node: Any) -> bool:
-    return isinstance(node, PackedLeaf)
 
 
 def pick(leaf: Any, where: Array | PartIndices, leading: int = 0) -> Array:

@@ -112,18 +112,24 @@ def either_way(
     where many weights are alike. Not so where there are very many weights, or where they lie on
     several devices.
 
+    Args:
+        by_passes: a pure function of arrays.
+        in_order: another with the same results, to the bit.
+        values: pytree of arrays: what is counted or sorted.
+        *others: more arguments, arrays or pytrees of them.
+
     >>> int(either_way(lambda x, y: x + y, lambda x, y: y + x, jnp.array(1), jnp.array(2)))
     3
     """
     total = sum(leaf.size for leaf in jax.tree.leaves(values))
-    few = 0 < total <= _SORTED
-    if jax.default_backend() == "cpu" or not few or mesh_of(values):
+    sortable = 0 < total <= _SORTED and not mesh_of(values)
+    if jax.default_backend() == "cpu" or not sortable:
         return by_passes(values, *others)
     return lax.platform_dependent(values, *others, cpu=by_passes, default=in_order)
 
 
 def ordered(values: Sequence[Array]) -> list[Array]:
-    """The same numbers in one array, sorted, NaN at the end.
+    """The same numbers in one array of one axis, sorted, NaN at the end.
 
     >>> ordered([jnp.array([3.0, jnp.nan]), jnp.array([[1.0, jnp.inf]])])
     [Array([ 1.,  3., inf, nan], dtype=float32)]
@@ -277,7 +283,7 @@ def histogram(values: Sequence[Array], grid: Grid) -> Array:
 
 
 def histogram_in_order(values: Sequence[Array], grid: Grid) -> Array:
-    """`histogram` of what is `ordered`.
+    """`histogram` of what is `ordered`: int32 of shape (cells,).
 
     >>> one_to_three = grid(jnp.array(1.0), jnp.array(3.0), 4)
     >>> histogram_in_order([jnp.array([0.0, 1.0, 2.0, 3.0, 9.0])], one_to_three)

@@ -28,6 +28,15 @@ class PackedLeaf:
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
+def is_packed(node: Any) -> bool:
+    """Whether a node of a pytree is a leaf of a packed mask.
+
+    >>> is_packed(PackedLeaf(jnp.zeros(1, jnp.uint8), (3,))), is_packed(jnp.zeros(3, bool))
+    (True, False)
+    """
+    return isinstance(node, PackedLeaf)
+
+
 @dataclasses.dataclass(frozen=True)
 class LeafSummary:
     """How much of one leaf trains.
@@ -204,7 +213,7 @@ def unpack_mask(packed: Any) -> Any:
     """
 
     def unpack(leaf: Any) -> Array:
-        if not isinstance(leaf, PackedLeaf):
+        if not is_packed(leaf):
             raise TypeError(f"a packed mask must hold what pack_mask makes, got {leaf!r}")
         size = math.prod(leaf.shape)
         if leaf.bits.shape != (-(-size // 8),):
@@ -214,7 +223,7 @@ def unpack_mask(packed: Any) -> Any:
             )
         return jnp.unpackbits(leaf.bits, count=size).astype(bool).reshape(leaf.shape)
 
-    return jax.tree.map(unpack, packed, is_leaf=lambda node: isinstance(node, PackedLeaf))
+    return jax.tree.map(unpack, packed, is_leaf=is_packed)
 
 
 def _pack(leaf: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 import pb_jax
-from pb_jax.masks import PackedLeaf
+from pb_jax.masks import is_packed
 from pb_jax.training.compact import is_compact
 from pb_jax.training.step import TrainState
 
@@ -73,7 +73,7 @@ def of_changing(step: Callable[..., Any], constants: Constants) -> Callable[...,
 
     shapes = None
     if constants.indices is not None:
-        shapes = jax.tree.map(without_bits, constants.mask, is_leaf=_is_packed)
+        shapes = jax.tree.map(without_bits, constants.mask, is_leaf=is_packed)
 
     def changing(state: TrainState, read: Any, *arguments: Any) -> Any:
         known = Constants(read, None) if shapes is None else Constants(shapes, read)
@@ -81,7 +81,3 @@ def of_changing(step: Callable[..., Any], constants: Constants) -> Callable[...,
         return split_constants(state)[0], *others
 
     return changing
-
-
-def _is_packed(node: Any) -> bool:
-    return isinstance(node, PackedLeaf)
