@@ -118,7 +118,8 @@ def apply_compact(
     """One update of the parameters under `compact`, with no dense updates in between.
 
     The same as `compact(inner, mask).update` and `optax.apply_updates`, but only trainable entries
-    are read and written: where `params` are donated, in place. May be traced.
+    are read and written: where `params` are donated, in place (on CPU from jax 0.11). May be
+    traced.
 
     Args:
         inner: the wrapped transformation.

@@ -182,7 +182,7 @@ class Entries:
 
         In place a parameter is written where all that reads it comes before. XLA:CPU does not
         arrange that by itself, and copies it twice; so there nothing is written before all updates
-        are known.
+        are known. That helps from jax 0.11: before, barriers go before copies are placed.
         """
 
         def one(position: int, param: Any, update: Any, where: Any) -> Any:

@@ -379,7 +379,10 @@ def test_gradients_that_nobody_computed():
         assert moved["frozen"] is params["frozen"]
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is about XLA:CPU")
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu" or jax.__version_info__ < (0, 11),
+    reason="XLA:CPU drops barriers before it places copies, up to jax 0.10",
+)
 def test_donated_parameters_are_written_in_place():
     inner, params = optax.adam(0.1), {name: jnp.ones((64, 64)) for name in "vw"}
     mask = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape) % 2 == 0, params)
