@@ -109,6 +109,7 @@ class Ours:
             state = state._replace(opt_state=state.opt_state._replace(mask=selection.mask))
             state, _ = steps.compacted(state)
             steps = steps.narrowed(state)
+            state = steps.joined(state)
         self.updates = updates_of_a_step()
         # On an accelerator `train.py` makes one program of an epoch, where all batches are alike.
         self._calls = self.updates if name == "captioner" else 1

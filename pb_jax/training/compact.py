@@ -17,6 +17,14 @@ import pb_jax
 from pb_jax.compaction import CompactState
 from pb_jax.entries import Entries, nothing_trains
 from pb_jax.training.modules import Arrays
+from pb_jax.training.small_leaves import (
+    EntryWise,
+    JoinedState,
+    join,
+    join_state,
+    joined,
+    part_state,
+)
 
 
 def is_compact(opt_state: Any) -> TypeGuard[pb_jax.PartialBackpropState]:
@@ -47,6 +55,31 @@ def to_dense(
     inner_state = pb_jax.expand_state(optimizer, state.inner_state, params)
     mask = pb_jax.unpack_mask(state.inner_state.mask)
     return state._replace(mask=mask, inner_state=inner_state)
+
+
+def is_joined(opt_state: Any) -> TypeGuard[pb_jax.PartialBackpropState]:
+    """Whether an optimizer's state is compact, with its small leaves end to end."""
+    return is_compact(opt_state) and isinstance(opt_state.inner_state.inner_state, JoinedState)
+
+
+def to_joined(
+    optimizer: EntryWise, state: pb_jax.PartialBackpropState
+) -> pb_jax.PartialBackpropState:
+    """A compact state with its small leaves end to end; see `pb_jax.training.small_leaves`."""
+    held = state.inner_state
+    inner_state = join_state(optimizer, held.inner_state)
+    return state._replace(inner_state=held._replace(inner_state=inner_state))
+
+
+def to_parted(
+    optimizer: EntryWise, state: pb_jax.PartialBackpropState, params: Arrays
+) -> pb_jax.PartialBackpropState:
+    """The compact state that `to_joined` was given, after the updates since."""
+    held = state.inner_state
+    entries = Entries(held.mask, held.indices)
+    like = jax.eval_shape(lambda tree: entries.take("params", tree), params)
+    inner_state = part_state(optimizer, held.inner_state, like)
+    return state._replace(inner_state=held._replace(inner_state=inner_state))
 
 
 def compact_shapes(
@@ -87,19 +120,21 @@ def update(
     Args:
         optimizer: that of full training.
         grads: of what `trained` returns; or what `exchanged` makes of them.
-        state: of the compact form.
+        state: of the compact form; small leaves may be joined, see `pb_jax.training.small_leaves`.
         params: all parameters.
 
     Returns:
         New parameters, new state, and the gradients of what trains: of partly frozen leaves the
-        entries that train only.
+        entries that train only, joined as in the state.
     """
     held = state.inner_state
     whole = {name: grads.get(name, optax.MaskedNode()) for name in params}
     taken = Entries(held.mask, held.indices).take("grads", whole, taken=True)
-    params, inner_state = pb_jax.apply_compact(optimizer, taken, held, params)
-    count = optax.safe_increment(state.count)
-    return params, state._replace(count=count, inner_state=inner_state), taken
+    together = is_joined(state)
+    inner = joined(optimizer) if together else optimizer
+    params, inner_state = pb_jax.apply_compact(inner, taken, held, params)
+    state = state._replace(count=optax.safe_increment(state.count), inner_state=inner_state)
+    return params, state, join(taken) if together else taken
 
 
 def trained_channels(state: pb_jax.PartialBackpropState) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from pb_jax.errors import UserError
+from pb_jax.training.small_leaves import EntryWise
 
 
 class ScaleByAmsgradTorchState(NamedTuple):
@@ -151,9 +152,7 @@ def parameters(name: str) -> dict[str, Any]:
     return {key: signature[key].default for key in entry.parameters}
 
 
-def create(
-    name: str, learning_rate: optax.ScalarOrSchedule, **chosen: Any
-) -> optax.GradientTransformation:
+def create(name: str, learning_rate: optax.ScalarOrSchedule, **chosen: Any) -> EntryWise:
     """The optimizer `name`.
 
     Args:
@@ -168,10 +167,10 @@ def create(
         >>> optimizer = create("adamw", 1e-3, weight_decay=1e-4, b1=None)
     """
     make, chosen = _chosen(name, chosen)
-    return make(learning_rate, **chosen)
+    return EntryWise(*optax.with_extra_args_support(make(learning_rate, **chosen)))
 
 
-def adjustable(name: str, learning_rate: float, **chosen: Any) -> optax.GradientTransformation:
+def adjustable(name: str, learning_rate: float, **chosen: Any) -> EntryWise:
     """`create`, with the learning rate in the state: `optax.tree.set(state, learning_rate=...)`.
 
     Example:
@@ -182,7 +181,7 @@ def adjustable(name: str, learning_rate: float, **chosen: Any) -> optax.Gradient
     """
     make, chosen = _chosen(name, chosen)
     inject = optax.inject_hyperparams(make, static_args=tuple(parameters(name)))
-    return inject(learning_rate=learning_rate, **chosen)
+    return EntryWise(*inject(learning_rate=learning_rate, **chosen))
 
 
 def _chosen(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pb_jax.training.compact import is_compact, trainable
-from pb_jax.training.constants import of_changing, split_constants, with_constants
+from pb_jax.training.constants import Constants, of_changing, split_constants, with_constants
 from pb_jax.training.feed import Batches, Resident, Streamed
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mask_report import MaskReport, look
@@ -146,24 +146,24 @@ class Runner:
         batches, lengths, totals = self._feed.epoch(order), order.lengths, self._placed(totals)
         report, self.compiling = None, 0.0
         done = int(totals.steps)
-        if done == 0:
-            state, totals, report = self._first(
-                state, totals, epoch, order, batches(0), freezing, stopping
+        if done == 0 and freezing is not None:
+            state, totals, report = self._masked(
+                state, totals, epoch, order, batches, freezing, stopping
             )
-            done = 1
-        if self._scan and done == 1:
-            if len(lengths) > 1 and not stopping.asked:
-                state, totals = self._run("rest", 0, state, totals, batches(1))
-            return state, totals, report
+            done = int(report is not None)
+        changing, constants = split_constants(self.steps.joined(state))
         pending = collections.deque([totals])
-        for number, length in enumerate(lengths[done:], done):
-            if stopping.asked:
-                break
+        while done < len(lengths) and not stopping.asked:
             if len(pending) == _IN_FLIGHT:
                 self._show(pending.popleft(), report)
-            state, totals = self._step(length, state, totals, batches(number))
+            # Under `lax.scan` the first step is one by itself, as it may make a mask.
+            rest = self._scan and done == 1
+            name, length = ("rest", 0) if rest else ("train", lengths[done])
+            called = _named(name, state), length
+            changing, totals = self._step(called, changing, constants, totals, batches(done))
             pending.append(totals)
-        return state, totals, report
+            done = len(lengths) if rest else done + 1
+        return self.steps.parted(with_constants(changing, constants)), totals, report
 
     def evaluate(self, state: TrainState) -> tuple[float, float]:
         """Mean loss and accuracy on what the task evaluates."""
@@ -191,41 +191,38 @@ class Runner:
         return tree if self._placement is None else self._placement.local(tree)
 
     def _step(
-        self, length: int, state: TrainState, totals: Totals, batches: Batches
+        self,
+        called: tuple[str, int],
+        changing: TrainState,
+        constants: Constants,
+        totals: Totals,
+        batches: Batches,
     ) -> tuple[TrainState, Totals]:
-        return self._run("train", length, state, totals, batches)
+        """One update, or all but the first of an epoch."""
+        return self._compiled[called](changing, constants.read, totals, *batches)
 
-    def _run(
-        self, function: str, length: int, state: TrainState, totals: Totals, batches: Batches
-    ) -> tuple[TrainState, Totals]:
-        """One step, "train", or all but the first of an epoch, "rest"."""
-        compiled = self._compiled[_named(function, state), length]
-        state, constants = split_constants(state)
-        state, totals = compiled(state, constants.read, totals, *batches)
-        return with_constants(state, constants), totals
-
-    def _first(
+    def _masked(
         self,
         state: TrainState,
         totals: Totals,
         epoch: int,
         order: Order,
-        batches: Batches,
-        freezing: Freezing | None,
+        batches: Callable[[int], Batches],
+        freezing: Freezing,
         stopping: Stopping,
     ) -> tuple[TrainState, Totals, MaskReport | None]:
-        """An epoch's first step, with the mask that may be due; or nothing: see `train`."""
+        """An epoch's first step where it makes a mask; nothing but what is released elsewhere."""
         if stopping.asked:
             return state, totals, None
-        if freezing is not None and freezing.releases(epoch):
+        if freezing.releases(epoch):
             state = self._released(self._expanded(state))
-        if freezing is None or not freezing.makes_mask(epoch):
-            return *self._step(order.lengths[0], state, totals, batches), None
+        if not freezing.makes_mask(epoch):
+            return state, totals, None
         dense = self._expanded(state)
         judged = self._judged(dense, order, freezing, stopping)
         if stopping.asked:
             return state, totals, None
-        state, totals, report = self._mask(dense, totals, order, batches, judged, freezing)
+        state, totals, report = self._mask(dense, totals, order, batches(0), judged, freezing)
         return self._compacted(state, order, stopping), totals, report
 
     def _judged(
@@ -298,7 +295,7 @@ class Runner:
     ) -> dict[tuple[str, int], Callable[[], Any]]:
         """The compilations of an epoch's steps for a state, or for the shapes of a dense one."""
         steps = self.steps.narrowed(state)
-        changing, constants = split_constants(state)
+        changing, constants = split_constants(steps.joined(state))
         before = changing, constants.read, self._placed(Totals.empty())
         jobs = {
             (_named("train", state), length): self._compilation(

@@ -17,6 +17,7 @@ from pb_jax.training import compact
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mesh import AXES, Placement
 from pb_jax.training.modules import Arrays
+from pb_jax.training.small_leaves import EntryWise
 from pb_jax.training.task import EvalTotals, Outcome, Task
 
 
@@ -179,6 +180,27 @@ class Steps:
             return self
         task = self._task.with_channels(compact.trained_channels(state.opt_state))
         return Steps(task, self._optimizer, self._freezing, self._placement)
+
+    def joined(self, state: TrainState) -> TrainState:
+        """A compact state with small leaves end to end, as `train` is fastest; another as it is.
+
+        Arrays on several devices stay as they are, and so do those of an optimizer that is not
+        known to be entry-wise.
+        """
+        optimizer, opt_state = self._optimizer, state.opt_state
+        if self._placement is not None or not isinstance(optimizer, EntryWise):
+            return state
+        if not compact.is_compact(opt_state):
+            return state
+        return state._replace(opt_state=compact.to_joined(optimizer, opt_state))
+
+    def parted(self, state: TrainState) -> TrainState:
+        """The state that `joined` was given, after the updates since."""
+        optimizer, opt_state = self._optimizer, state.opt_state
+        if not isinstance(optimizer, EntryWise) or not compact.is_joined(opt_state):
+            return state
+        opt_state = compact.to_parted(optimizer, opt_state, state.params)
+        return state._replace(opt_state=opt_state)
 
     def expanded(self, state: TrainState) -> TrainState:
         """The state with the optimizer's in its dense form. Not to be traced."""
