@@ -74,10 +74,13 @@ def to_joined(
 def to_parted(
     optimizer: EntryWise, state: pb_jax.PartialBackpropState, params: Arrays
 ) -> pb_jax.PartialBackpropState:
-    """The compact state that `to_joined` was given, after the updates since."""
+    """The compact state that `to_joined` was given, after the updates since. Not to be traced."""
     held = state.inner_state
-    entries = Entries(held.mask, held.indices)
-    like = jax.eval_shape(lambda tree: entries.take("params", tree), params)
+
+    def entries(leaf: jax.Array, where: Any) -> Any:
+        return jax.ShapeDtypeStruct(where.shape, leaf.dtype)
+
+    like = Entries(held.mask, held.indices).take("params", params, by=entries)
     inner_state = part_state(optimizer, held.inner_state, like)
     return state._replace(inner_state=held._replace(inner_state=inner_state))
 

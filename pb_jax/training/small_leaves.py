@@ -13,7 +13,9 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
 from pb_jax.training.modules import Arrays
 
@@ -55,7 +57,9 @@ def join(tree: Mapping[str, Any]) -> Arrays:
 
 
 def part(tree: Arrays, like: Mapping[str, Any]) -> Arrays:
-    """What `join` has joined, each by itself again.
+    """What `join` has joined, each by itself again. May be traced.
+
+    Where values are known it is done on the host: XLA would compile for every leaf.
 
     Args:
         tree: as `join` returns it.
@@ -70,8 +74,11 @@ def part(tree: Arrays, like: Mapping[str, Any]) -> Arrays:
     parted = {name: leaf for name, leaf in tree.items() if name not in together}
     for key, names in together.items():
         ends = list(itertools.accumulate(like[name].size for name in names))
-        for name, piece in zip(names, jnp.split(tree[key], ends[:-1]), strict=True):
-            parted[name] = piece.reshape(like[name].shape)
+        traced = isinstance(tree[key], Tracer)
+        values, module = (tree[key], jnp) if traced else (np.asarray(tree[key]), np)
+        pieces = zip(names, module.split(values, ends[:-1]), strict=True)
+        pieces = [piece.reshape(like[name].shape) for name, piece in pieces]
+        parted |= zip(names, pieces if traced else jax.device_put(pieces), strict=True)
     return parted
 
 
@@ -118,14 +125,9 @@ def part_state(optimizer: EntryWise, state: JoinedState, like: Mapping[str, Any]
         state: of `joined(optimizer)`.
         like: shapes and dtypes of what is updated.
     """
-    return _part_state(optimizer, state, tuple(like.items()))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _part_state(optimizer: EntryWise, state: JoinedState, like: Any) -> optax.OptState:
     structure = _structure(optimizer)
     held = structure.flatten_up_to(state.inner_state)
-    return structure.unflatten(part(x, dict(like)) if isinstance(x, dict) else x for x in held)
+    return structure.unflatten(part(x, like) if isinstance(x, dict) else x for x in held)
 
 
 def _together(tree: Mapping[str, Any]) -> dict[str, list[str]]:
