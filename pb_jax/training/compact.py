@@ -74,7 +74,7 @@ def to_joined(
 def to_parted(
     optimizer: EntryWise, state: pb_jax.PartialBackpropState, params: Arrays
 ) -> pb_jax.PartialBackpropState:
-    """The compact state that `to_joined` was given, after the updates since. Not to be traced."""
+    """The compact state that `to_joined` was given, after the updates since."""
     held = state.inner_state
 
     def entries(leaf: jax.Array, where: Any) -> Any:

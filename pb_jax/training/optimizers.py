@@ -160,6 +160,9 @@ def create(name: str, learning_rate: optax.ScalarOrSchedule, **chosen: Any) -> E
         learning_rate: a number or an optax schedule.
         **chosen: its parameters (see `parameters`); None means the default.
 
+    Returns:
+        An optax transformation, known to be entry-wise.
+
     Raises:
         UserError: unknown name, or a parameter which this optimizer does not take.
 

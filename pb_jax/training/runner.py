@@ -159,8 +159,8 @@ class Runner:
             # Under `lax.scan` the first step is one by itself, as it may make a mask.
             rest = self._scan and done == 1
             name, length = ("rest", 0) if rest else ("train", lengths[done])
-            called = _named(name, state), length
-            changing, totals = self._step(called, changing, constants, totals, batches(done))
+            program = _named(name, state), length
+            changing, totals = self._step(program, changing, constants, totals, batches(done))
             pending.append(totals)
             done = len(lengths) if rest else done + 1
         return self.steps.parted(with_constants(changing, constants)), totals, report
@@ -192,14 +192,14 @@ class Runner:
 
     def _step(
         self,
-        called: tuple[str, int],
+        program: tuple[str, int],
         changing: TrainState,
         constants: Constants,
         totals: Totals,
         batches: Batches,
     ) -> tuple[TrainState, Totals]:
         """One update, or all but the first of an epoch."""
-        return self._compiled[called](changing, constants.read, totals, *batches)
+        return self._compiled[program](changing, constants.read, totals, *batches)
 
     def _masked(
         self,

@@ -42,6 +42,12 @@ class JoinedState(NamedTuple):
 def join(tree: Mapping[str, Any]) -> Arrays:
     """The tree with its small arrays on one axis, those of a dtype under one name.
 
+    Args:
+        tree: flat dict of arrays of any shape; what is no array stays as it is.
+
+    Returns:
+        The same with `"joined <dtype>"`, of shape (entries,), in place of arrays of up to 2^14.
+
     Example:
         >>> tree = {"a": jnp.zeros(3), "b": jnp.ones((2, 2)), "c": jnp.ones((200, 100))}
         >>> [(name, leaf.shape) for name, leaf in join(tree).items()]
@@ -111,7 +117,7 @@ def joined(optimizer: optax.GradientTransformation) -> optax.GradientTransformat
 
 @functools.partial(jax.jit, static_argnums=0)
 def join_state(optimizer: EntryWise, state: optax.OptState) -> JoinedState:
-    """The state of `joined(optimizer)` that goes on from one of `optimizer`."""
+    """The state of `joined(optimizer)` that goes on from one of `optimizer`. May be traced."""
     structure = _structure(optimizer)
     held = structure.flatten_up_to(state)
     return JoinedState(structure.unflatten(join(x) if isinstance(x, dict) else x for x in held))
@@ -131,7 +137,7 @@ def part_state(optimizer: EntryWise, state: JoinedState, like: Mapping[str, Any]
 
 
 def _together(tree: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the small arrays, by what becomes of them."""
+    """Names of the small arrays, sorted, by the name under which they are joined."""
     found: dict[str, list[str]] = {}
     for name in sorted(tree):
         leaf = tree[name]
