@@ -392,7 +392,7 @@ def main(argv: Sequence[str]) -> int:
     if status in (1, 2) and "pb_jax.training" in sys.modules:  # else there was nobody to join
         from pb_jax import training
 
-        training.leave()
+        training.leave(status)
     return status
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pb_jax.errors import UserError
 from pb_jax.training import processes, resolve
+from pb_jax.training.checkpoints import Checkpoints
 from tests.tiny_training import lines, saved_epochs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -259,6 +260,42 @@ def test_others_that_never_come(index):
 
 
 @pytest.mark.slow
+def test_who_leaves_has_its_status_though_the_other_does_not_come():
+    """JAX would wait for half a minute, and then end the process by an abort."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    script = (
+        "import sys, time\n"
+        "from pb_jax import program\n"
+        "from pb_jax.training import processes, resolve\n"
+        "index = int(sys.argv[1])\n"
+        f"chosen = {{'coordinator': '127.0.0.1:{port}', 'count': 2, 'index': index}}\n"
+        "processes._PATIENCE = 1\n"
+        "processes.connect(resolve({'distributed': True, 'processes': chosen}))\n"
+        "if index == 0:\n"
+        "    time.sleep(100)\n"
+        "processes.leave(2)\n"
+        "program.end(4)\n"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(index)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        for index in range(2)
+    ]
+    try:
+        assert both[1].wait(60) == 2
+        assert both[0].poll() is None
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
 def test_a_platform_that_is_not_there(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/digits_pb.py"]
     done = subprocess.run(
@@ -310,6 +347,22 @@ def test_an_error_of_jax_is_of_a_peer_only_if_there_is_one(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(processes.PeerError, match="closed\nStart all"), processes.peers_matter():
         raise jax.errors.JaxRuntimeError("Gloo all-reduce failed: closed\nand more")
+    with pytest.raises(UserError, match=r"^no space$"), processes.peers_matter():
+        raise UserError("no space") from OSError("no space left on device")
+
+
+def test_a_checkpoint_is_not_to_blame_where_a_peer_is_gone(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+
+    def gone():
+        raise jax.errors.JaxRuntimeError("Gloo AllGather failed: reset by peer")
+
+    monkeypatch.setattr(checkpoints._manager, "wait_until_finished", gone)
+    with pytest.raises(UserError, match="cannot write a checkpoint"), processes.peers_matter():
+        checkpoints.wait()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(processes.PeerError, match="reached: Gloo"), processes.peers_matter():
+        checkpoints.wait()
 
 
 @pytest.mark.parametrize(

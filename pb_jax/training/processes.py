@@ -72,14 +72,23 @@ def connect(config: Mapping[str, Any]) -> None:
     _check_same(config)
 
 
-def leave() -> None:
+def leave(status: int) -> None:
     """Before an end without success: let the others come to theirs, if there are any.
 
-    They would be ended by JAX, in the midst of what they say, when the first is gone.
+    They would be ended by JAX, in the midst of what they say, when the first is gone. Where they do
+    not come within ten seconds the process ends here: JAX would wait longer, and then abort it.
+
+    Args:
+        status: the exit status.
     """
-    if jax.distributed.is_initialized():
-        with contextlib.suppress(RuntimeError):  # not all have come
-            jax.distributed.shutdown()
+    if not jax.distributed.is_initialized():
+        return
+    alone = threading.Timer(_PATIENCE, program.end, (status,))
+    alone.daemon = True
+    alone.start()
+    with contextlib.suppress(RuntimeError):  # not all have come
+        jax.distributed.shutdown()
+    alone.cancel()
 
 
 def is_first() -> bool:
@@ -131,8 +140,8 @@ def own_folder(workdir: Path) -> Iterator[Path]:
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Whether an error is what JAX raises where another process is gone."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    """Whether an error is, or comes of, what JAX raises where another process is gone."""
+    return _of_peer(error) is not None
 
 
 @contextlib.contextmanager
@@ -140,13 +149,22 @@ def peers_matter() -> Iterator[None]:
     """Turn what JAX raises when another process is gone into a `PeerError`."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not lost_peer(error):
+    except Exception as error:  # a checkpoint that cannot be written may come of it
+        if (lost := _of_peer(error)) is None:
             raise
         raise PeerError(
             "another process of this run has ended, or cannot be reached: "
-            f"{_in_short(error)}\nStart all of them again, with the same commands, to resume"
+            f"{_in_short(lost)}\nStart all of them again, with the same commands, to resume"
         ) from error
+
+
+def _of_peer(error: BaseException | None) -> BaseException | None:
+    """The error of JAX that an error is or comes of, where there are other processes."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return error if jax.process_count() > 1 else None
+        error = error.__cause__
+    return None
 
 
 def _hear_sigterm() -> None:
@@ -213,5 +231,5 @@ def _check_same(config: Mapping[str, Any]) -> None:
         raise UserError(f"the processes of this run have different configurations{there}")
 
 
-def _in_short(error: Exception) -> str:
+def _in_short(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
