@@ -42,7 +42,7 @@ def test_epochs_of_masks():
 
 def plain_loop(transformation, epochs):
     """The same training, written out: `partial_backprop` as anyone would use it."""
-    apply, params, state, _ = functional(Tiny(nnx.Rngs(0)))
+    apply, params, state, _ = functional(Tiny(nnx.Rngs(0), stem_bias=False))
     data = tiny_data().train
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 
@@ -80,7 +80,7 @@ def test_the_loop_is_partial_backprop(tmp_path, options):
     """Masks that the loop makes apart from the update are those of the optax transformation."""
     freezing = tiny_freezing(**options)
     optimizer = optax.adamw(tiny_schedule(), weight_decay=0.01)
-    tiny_fit(tmp_path, 4, freezing=freezing, optimizer=optimizer)
+    tiny_fit(tmp_path, 4, freezing=freezing, optimizer=optimizer, stem_bias=False)
     params, opt_state = plain_loop(freezing.around(optimizer), 4)
     saved = saved_state(tmp_path, 4)
     assert int(saved["opt_state.count"]) == int(opt_state.count) == 4 * STEPS
