@@ -24,9 +24,9 @@ CONFIG = {
     "batch_size": 48,
     "dataset.limit_train": 288,
     "dataset.limit_eval": 100,
-    # Without Adam rounding stays rounding.
+    # Without Adam, and before the loss falls steeply, rounding stays rounding.
     "optimizer.name": "sgd",
-    "optimizer.learning_rate": 0.02,
+    "optimizer.learning_rate": 0.01,
     "optimizer.momentum": 0.9,
     "checkpoint.every_epochs": 1,
 }
@@ -102,7 +102,7 @@ def assert_same_curve(one: Path, other: Path, epochs: int) -> None:
         for key in ("epoch", "step", "frozen_fraction", "learning_rate"):
             assert here[key] == there[key], (here["epoch"], key)
         for key in ("train_loss", "val_loss"):
-            assert here[key] == pytest.approx(there[key], rel=1e-4), (here["epoch"], key)
+            assert here[key] == pytest.approx(there[key], rel=1e-5), (here["epoch"], key)
     assert first[-1]["threshold"] == pytest.approx(second[-1]["threshold"], rel=1e-3)
 
 
