@@ -7,7 +7,7 @@ all weights. A delta holds what trains, its moments and the packed mask; its bas
 weights, is written once for all deltas of a mask. Sizes are those of the files.
 """
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+import models
 import pb_jax
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
 from benchmarks.state_bytes import FROZEN, parameters
+from pb_jax.program import run
 from pb_jax.training import Freezing, optimizers
 from pb_jax.training.checkpoints import Checkpoints
 from pb_jax.training.step import TrainState
@@ -80,31 +83,28 @@ def measure(name: str) -> list[tuple[Any, ...]]:
     return rows
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default="lenet5,vgg19,resnet110,densenet121")
-    parser.add_argument("--json", type=Path)
+    parser = command.parser(__doc__)
+    networks = command.names(models.NAMES, "network")
+    parser.add_argument("--models", type=networks, default=",".join(models.NAMES))
     arguments = parser.parse_args()
 
-    rows: list[tuple[Any, ...]] = []
+    rows = Rows(arguments.json, COLUMNS, arguments.models)
     print(
         f"{'network':12} {'frozen':>7} {'full MB':>9} {'delta MB':>9} {'ratio':>6} {'base MB':>8}"
     )
-    for name in arguments.models.split(","):
+    for name in arguments.models:
         for row in measure(name):
-            rows.append(row)
+            rows.add(row)
             _, _, frozen, full, delta, base = row
             print(
                 f"{name:12} {frozen:7.0%} {full / 1e6:9.2f} {delta / 1e6:9.2f} {delta / full:6.3f} "
                 f"{base / 1e6:8.2f}",
                 flush=True,
             )
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -8,13 +8,11 @@ whole step gives to other work where there is any. Both programs work on memory 
 PyTorch is in its channels-last layout. Medians.
 """
 
-import argparse
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import models
@@ -25,8 +23,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.rows import machine, write_rows  # noqa: E402
+from benchmarks import command  # noqa: E402
+from benchmarks.rows import Rows, machine  # noqa: E402
 from models.convolution import convolution  # noqa: E402
+from pb_jax.program import run  # noqa: E402
 
 try:
     import torch
@@ -95,14 +95,11 @@ def _processor_time() -> float:
 
 def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=20, help="calls of each (20)")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    rows: list[tuple[Any, ...]] = []
+    rows = Rows(arguments.json, COLUMNS)
     device = machine()
     print(f"{device['device']}, jax {device['jax']}, torch {torch.__version__}, {device['date']}")
     print(
@@ -115,16 +112,14 @@ def main() -> int:
         for way in WAYS:
             mine = timed(ours(way, x, kernel, cotangent), arguments.repeats)
             theirs = timed(pytorch(way, x, kernel, cotangent), arguments.repeats)
-            rows.append((size, channels, way, *mine, *theirs))
+            rows.add((size, channels, way, *mine, *theirs))
             print(
                 f"{size:>3}x{size:<3} {channels:8} {way:16} {mine[0] * 1e3:7.2f} {mine[1]:6.2f} "
                 f"{theirs[0] * 1e3:8.2f} {theirs[1]:6.2f}",
                 flush=True,
             )
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -27,15 +27,14 @@ captioner's are dispatched one by one); PyTorch waits for the last of twenty, wi
 choice of algorithms, as XLA has them.
 """
 
-import argparse
 import contextlib
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import models
-from benchmarks.jax_steps import TRAINED, train_process
+from benchmarks import command
+from benchmarks.jax_steps import TRAINED, WAYS, train_process
 from benchmarks.processes import (
     EndedError,
     Run,
@@ -46,15 +45,13 @@ from benchmarks.processes import (
     steps_of_a_turn,
     take_turns,
 )
-from benchmarks.rows import machine, read_rows, write_rows
+from benchmarks.rows import Rows, machine
 from benchmarks.torch_steps import torch_process
 from pb_jax.errors import UserError
 from pb_jax.program import run
-from pb_jax.training import check_known
 
 KNOWN = ("compile_s", "state_mb", "step_mb")
 COLUMNS = ("network", "frozen", "way", "seconds", "of_full", *KNOWN, "turns", "far", "far_of_full")
-WAYS = ("full", "dense", "compact", "channel")
 
 Started = dict[str, StepProcess]
 """Processes by the way whose steps they make; "ours": all of ours."""
@@ -107,32 +104,24 @@ def table(
 
 def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default=",".join(TRAINED))
-    parser.add_argument("--frozen", default="0.8", help="shares; kde_otsu: what that rule freezes")
+    parser = command.parser(__doc__)
+    networks = command.names(TRAINED, "network")
+    parser.add_argument("--models", type=networks, default=",".join(TRAINED))
+    known = "shares; kde_otsu: what that rule freezes (0.8)"
+    parser.add_argument("--frozen", type=_shares, default="0.8", help=known)
     parser.add_argument(
         "--rounds", type=int, default=3, help="times that the processes are started (3)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="turns of each round (5)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too")
-    parser.add_argument("--json", type=Path, help="write here, beside what is there of others")
     arguments = parser.parse_args()
-    names = arguments.models.split(",")
-    for name in names:
-        check_known(name, TRAINED, "network")
-    shares = [_share(text) for text in arguments.frozen.split(",")]
     torch_ways = [] if arguments.no_torch else ["PyTorch", "PyTorch masked"]
     if arguments.torch_compile:
         torch_ways.append("PyTorch compiled")
 
     # A few networks at a time keep the machine quiet; rows of the others stay.
-    there = read_rows(arguments.json, COLUMNS) if arguments.json else []
-    kept = [row for row in there if row[0] not in names]
-
-    rows: list[tuple[Any, ...]] = []
+    rows = Rows(arguments.json, COLUMNS, arguments.models)
     turns: list[Turn] = []
     device = machine()
     print(f"{device['device']}, jax {device['jax']}, {device['date']}")
@@ -140,8 +129,8 @@ def main() -> int:
         f"{'network':12} {'frozen':>6} {'way':16} {'ms':>8} {'of full':>8} "
         f"{'far':>10} {'compile s':>9} {'state MB':>9} {'step MB':>8}"
     )
-    for name in names:
-        for frozen in shares:
+    for name in arguments.models:
+        for frozen in arguments.frozen:
             taken: list[Turn] = []
             started: Started = {}
             for _ in range(arguments.rounds):
@@ -158,10 +147,12 @@ def main() -> int:
                     f"{far:>10} {cells[0]:>9} {cells[1]:>9} {cells[2]:>8}",
                     flush=True,
                 )
-            rows += found
-            if arguments.json:
-                write_rows(arguments.json, COLUMNS, [*kept, *rows])
+            rows.add(*found)
     return 0
+
+
+def _shares(text: str) -> list[float | None]:
+    return [_share(one) for one in text.split(",")]
 
 
 def _share(text: str) -> float | None:

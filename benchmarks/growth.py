@@ -9,10 +9,9 @@ compiled by itself, medians, the ways in turns: "full" is AMSGrad alone, "dense"
 included.
 """
 
-import argparse
 import statistics
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +19,9 @@ import jax.numpy as jnp
 import optax
 
 import pb_jax
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
+from pb_jax.program import run
 
 LEAVES = 16
 COLUMNS = ("weights", "frozen", "way", "seconds", "state_bytes")
@@ -87,25 +88,22 @@ def measure(weights: int, shares: list[float], repeats: int) -> list[tuple[Any, 
     return rows
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default="100000,1000000,10000000,100000000")
-    parser.add_argument("--frozen", default="0,0.5,0.8,0.95")
+    parser = command.parser(__doc__)
+    sizes = "100000,1000000,10000000,100000000"
+    parser.add_argument("--sizes", type=command.numbers, default=sizes)
+    parser.add_argument("--frozen", type=command.numbers, default="0,0.5,0.8,0.95")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    shares = [float(share) for share in arguments.frozen.split(",")]
-    rows = []
+    rows = Rows(arguments.json, COLUMNS)
     print(f"{'weights':>11} {'frozen':>7} {'way':8} {'ms':>9} {'of full':>8} {'state MB':>9}")
-    for size in arguments.sizes.split(","):
+    for size in map(int, arguments.sizes):
         full = None
-        for row in measure(int(size), shares, arguments.repeats):
+        for row in measure(size, arguments.frozen, arguments.repeats):
             weights, frozen, way, seconds, state = row
-            rows.append(row)
+            rows.add(row)
             full = row if way == "full" else full
             share = "" if frozen is None else f"{frozen:.0%}"
             label = f"{weights:11,} {share:>7} {way:8} {seconds * 1e3:9.2f}"
@@ -113,9 +111,8 @@ def main() -> None:
                 print(label, flush=True)
             else:
                 print(f"{label} {seconds / full[3]:8.2f} {state / 1e6:9.2f}", flush=True)
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -7,15 +7,15 @@ asks for a name, so that everything is imported which `import pb_jax` leaves unt
 are of user and system; the others are of the clock, and suffer from whatever else runs.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
+from pb_jax.program import run
 
 COLUMNS = ("imported", "seconds", "cpu_seconds", "ratio", "cpu_ratio")
 BESIDE = "import jax, optax"
@@ -36,13 +36,10 @@ def measure(program: str) -> tuple[float, float]:
     return seconds, used - before.children_user - before.children_system
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print, and write where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="rounds that count (15)")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
     options = parser.parse_args()
     programs = {"Python alone": "pass", **IMPORTED}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
@@ -66,9 +63,9 @@ def main() -> None:
     print("".join(f"{column:>14}" for column in COLUMNS[1:]))
     for name, *values in rows:
         print("".join(f"{value:14}" for value in values) + f"  {name}")
-    if options.json:
-        write_rows(options.json, COLUMNS, rows)
+    Rows(options.json, COLUMNS).add(*rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

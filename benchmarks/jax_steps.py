@@ -31,6 +31,7 @@ from pb_jax.training.step import Steps, Totals, strong
 from pb_jax.training.task import Task
 
 TRAINED = (*models.NAMES, "captioner")
+WAYS = ("full", "dense", "compact", "channel")
 BATCHES = 3
 
 

@@ -11,11 +11,10 @@ points: with more gradients than `--most` it is not run, its time is that of the
 was, times the ratio of the sizes, and is marked "~". The ways take turns; medians.
 """
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,9 @@ from skimage.filters import threshold_otsu
 
 import models
 import pb_jax
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
+from pb_jax.program import run
 
 POINTS, BINS, COVERAGE = 1000, 300, 0.95
 SIZES = "100000,1000000,10000000,20000000"
@@ -84,46 +85,42 @@ WAYS: dict[str, tuple[Way, bool]] = {
 """By name: the way, and whether it takes time in proportion to gradients times points."""
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sizes", default=SIZES)
+    parser = command.parser(__doc__)
+    parser.add_argument("--sizes", type=command.numbers, default=SIZES)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--most", type=int, default=1_000_000, help="gradients for gaussian_kde")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     models.reuse_host_memory()
 
-    rows: list[tuple[int, str, float, int | None]] = []
+    rows = Rows(arguments.json, COLUMNS)
     last: dict[str, tuple[int, float]] = {}
     rng = np.random.default_rng(0)
     print(f"{'gradients':>11} {'way':20} {'seconds':>10} {'times ours':>11}")
-    for size in sorted(int(size) for size in arguments.sizes.split(",")):
+    for size in sorted(map(int, arguments.sizes)):
         grads = np.exp(2 * rng.standard_normal(size, np.float32) - 7)
         device = jnp.asarray(grads)
         given = {name: device if name == "pb_jax" else grads for name in WAYS}
-        run = {n: w for n, (w, slow) in WAYS.items() if not slow or size <= arguments.most}
-        times: dict[str, list[float]] = {name: [] for name in run}
+        tried = {n: w for n, (w, slow) in WAYS.items() if not slow or size <= arguments.most}
+        times: dict[str, list[float]] = {name: [] for name in tried}
         for turn in range(arguments.repeats + 1):
-            for name, way in run.items():
+            for name, way in tried.items():
                 start = time.perf_counter()
                 way(given[name])
                 if turn:
                     times[name].append(time.perf_counter() - start)
         for name in WAYS:
-            if name in run:
+            if name in tried:
                 last[name] = (size, statistics.median(times[name]))
             measured, seconds = last[name]
             seconds *= size / measured
-            rows.append((size, name, seconds, None if measured == size else measured))
+            rows.add((size, name, seconds, None if measured == size else measured))
             mark = " " if measured == size else "~"
             ratio = seconds / last["pb_jax"][1]
             print(f"{size:11,} {name:20} {mark}{seconds:9.3f} {ratio:11.1f}", flush=True)
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

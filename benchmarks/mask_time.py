@@ -6,11 +6,10 @@ The gradients are lognormal (sigma 2: a tail as heavy as real ones have), in the
 leaves. "read" is a single pass over them, the sum of all magnitudes.
 """
 
-import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +18,9 @@ from flax import nnx
 
 import models
 import pb_jax
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
+from pb_jax.program import run
 
 COLUMNS = ("network", "weights", "leaves", "rule", "compile_s", "run_s")
 RULES: dict[str, pb_jax.Rule] = {
@@ -29,6 +30,7 @@ RULES: dict[str, pb_jax.Rule] = {
     "mean_threshold": pb_jax.mean_threshold(),
     "random": pb_jax.random(0.8),
 }
+READ = "read"
 
 
 def gradients(name: str) -> list[jax.Array]:
@@ -37,6 +39,13 @@ def gradients(name: str) -> list[jax.Array]:
     shapes = [leaf.shape for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return [jnp.exp(2 * jax.random.normal(key, s) - 7) for key, s in zip(keys, shapes, strict=True)]
+
+
+def work(rule: str) -> Callable[[list[jax.Array]], Any]:
+    """What is timed: a mask by the rule, or the sum of all magnitudes."""
+    if rule == READ:
+        return lambda grads: sum(jnp.sum(jnp.abs(leaf)) for leaf in grads)
+    return lambda grads: RULES[rule](grads).mask
 
 
 def measure(function: Callable[..., Any], grads: Any, repeats: int) -> tuple[float, float]:
@@ -52,36 +61,30 @@ def measure(function: Callable[..., Any], grads: Any, repeats: int) -> tuple[flo
     return compilation, statistics.median(times[1:])
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default="lenet5,vgg19,resnet110,densenet121")
-    parser.add_argument("--rules", default=",".join(RULES))
+    parser = command.parser(__doc__)
+    networks = command.names(models.NAMES, "network")
+    parser.add_argument("--models", type=networks, default=",".join(models.NAMES))
+    known = (*RULES, READ)
+    parser.add_argument("--rules", type=command.names(known, "rule"), default=",".join(known))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
 
-    rows = []
+    rows = Rows(arguments.json, COLUMNS, arguments.models)
     print(
         f"{'network':12} {'weights':>11} {'leaves':>7} {'rule':17} {'compile s':>9} {'run ms':>8}"
     )
-    for name in arguments.models.split(","):
+    for name in arguments.models:
         grads = gradients(name)
         weights = sum(leaf.size for leaf in grads)
-        functions = {
-            rule: lambda g, r=rule: RULES[r](g).mask for rule in arguments.rules.split(",")
-        }
-        functions["read"] = lambda g, r="": sum(jnp.sum(jnp.abs(leaf)) for leaf in g)
-        for rule, function in functions.items():
-            compilation, run = measure(function, grads, arguments.repeats)
-            rows.append([name, weights, len(grads), rule, compilation, run])
+        for rule in arguments.rules:
+            compilation, seconds = measure(work(rule), grads, arguments.repeats)
+            rows.add([name, weights, len(grads), rule, compilation, seconds])
             label = f"{name:12} {weights:11,} {len(grads):7} {rule:17}"
-            print(f"{label} {compilation:9.1f} {run * 1e3:8.1f}", flush=True)
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
+            print(f"{label} {compilation:9.1f} {seconds * 1e3:8.1f}", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

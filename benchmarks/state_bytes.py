@@ -5,8 +5,7 @@
 Counted from the arrays, indices and packed mask included. The mask is random over all weights.
 """
 
-import argparse
-from pathlib import Path
+import sys
 from typing import Any
 
 import jax
@@ -15,7 +14,9 @@ from flax import nnx
 
 import models
 import pb_jax
-from benchmarks.rows import write_rows
+from benchmarks import command
+from benchmarks.rows import Rows
+from pb_jax.program import run
 from pb_jax.training import optimizers
 
 FROZEN = (0.0, 0.5, 0.8, 0.95)
@@ -44,32 +45,30 @@ def measure(params: Any, name: str, frozen: float) -> list[Any]:
     return [name, share, count(dense), count(state), count(state.mask), count(state.indices)]
 
 
-def main() -> None:
+def main() -> int:
     """Measure, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default="lenet5,vgg19,resnet110,densenet121")
-    parser.add_argument("--optimizers", default="amsgrad_torch,adam,sgd")
-    parser.add_argument("--json", type=Path)
+    parser = command.parser(__doc__)
+    networks = command.names(models.NAMES, "network")
+    parser.add_argument("--models", type=networks, default=",".join(models.NAMES))
+    kinds = command.names(optimizers.NAMES, "optimizer")
+    parser.add_argument("--optimizers", type=kinds, default="amsgrad_torch,adam,sgd")
     arguments = parser.parse_args()
 
-    rows = []
+    rows = Rows(arguments.json, COLUMNS, arguments.models)
     print(
         f"{'network':12} {'weights':>11} {'optimizer':14} {'frozen':>7} {'MB':>8} {'of dense':>9}"
     )
-    for network in arguments.models.split(","):
+    for network in arguments.models:
         params = parameters(network)
         weights = sum(leaf.size for leaf in jax.tree.leaves(params))
-        for name in arguments.optimizers.split(","):
+        for name in arguments.optimizers:
             for frozen in FROZEN:
                 row = [network, weights, *measure(params, name, frozen)]
-                rows.append(row)
+                rows.add(row)
                 label = f"{network:12} {weights:11,} {name:14} {row[3]:7.1%}"
                 print(f"{label} {row[5] / 1e6:8.2f} {row[5] / row[4]:9.3f}", flush=True)
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -17,7 +17,6 @@ sees both gradients of a convolution as one, with what is moved for them. Operat
 by side count both, so that their sum may be above the step's.
 """
 
-import argparse
 import multiprocessing
 import re
 import statistics
@@ -35,12 +34,12 @@ models.reuse_host_memory()
 import jax  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402
 
+from benchmarks import command  # noqa: E402
 from benchmarks.jax_steps import TRAINED, Ours  # noqa: E402
-from benchmarks.rows import machine, write_rows  # noqa: E402
+from benchmarks.rows import Rows, machine  # noqa: E402
 from benchmarks.torch_steps import quickest, torch_process  # noqa: E402
 from pb_jax.errors import UserError  # noqa: E402
 from pb_jax.program import run  # noqa: E402
-from pb_jax.training import check_known  # noqa: E402
 
 COLUMNS = ("network", "program", "kind", "ms")
 KINDS = ("forward", "images", "kernels", "moved", "products", "rest", "update", "step")
@@ -119,38 +118,31 @@ def median_ms(step: Callable[[int], list[float]], steps: int) -> float:
 
 def main() -> int:
     """Profile, print a table, and write the numbers where asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", default=",".join(TRAINED))
+    parser = command.parser(__doc__)
+    networks = command.names(TRAINED, "network")
+    parser.add_argument("--models", type=networks, default=",".join(TRAINED))
     parser.add_argument("--steps", type=int, default=10, help="profiled (10)")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
-    names = arguments.models.split(",")
-    for name in names:
-        check_known(name, TRAINED, "network")
     if jax.default_backend() != "cpu":
         raise UserError("step_profile profiles the CPU: set JAX_PLATFORMS=cpu")
 
-    rows: list[tuple[str, str, str, float]] = []
+    rows = Rows(arguments.json, COLUMNS, arguments.models)
     device = machine()
     print(f"{device['device']}, jax {device['jax']}, {device['date']}; ms a step")
     print(f"{'network':12} {'program':8}" + "".join(f"{kind:>9}" for kind in KINDS))
-    for name in names:
+    for name in arguments.models:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own:
             programs = {"pb_jax": own.submit(ours, name, arguments.steps).result()}
         if name in models.NAMES and not arguments.no_torch:
             programs["PyTorch"] = theirs(name, arguments.steps)
         for program, found in programs.items():
-            rows.extend((name, program, kind, ms) for kind, ms in found.items())
+            rows.add(*((name, program, kind, ms) for kind, ms in found.items()))
             both = found.pop("images + kernels", None)
             cells = [f"{found[kind]:9.1f}" if kind in found else f"{'':9}" for kind in KINDS]
             if both is not None:
                 cells[1:3] = [f"{both:13.1f}     "]
             print(f"{name:12} {program:8}" + "".join(cells), flush=True)
-    if arguments.json:
-        write_rows(arguments.json, COLUMNS, rows)
     return 0
 
 

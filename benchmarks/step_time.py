@@ -9,9 +9,7 @@ of their times, and of each turn's ratios. Turns in which a virtual machine's co
 from each other than at best (`benchmarks.cores`) stand apart.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -21,14 +19,14 @@ import jax
 import numpy as np
 
 import models
+from benchmarks import command
 from benchmarks.jax_steps import same_process
 from benchmarks.processes import Turn, parted, ratio, steps_of_a_turn, take_turns
-from benchmarks.rows import machine
+from benchmarks.rows import check_machine, machine, read_results, something_else
 from benchmarks.torch_steps import torch_process
 from pb_jax.errors import UserError
 from pb_jax.files import write_json
 from pb_jax.program import run
-from pb_jax.training import check_known
 
 
 def measure(
@@ -76,10 +74,20 @@ def compared(times: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
+def earlier(file: Path) -> dict[str, Any]:
+    """The results in a file, by network; a UserError where they are not of this machine."""
+    found = read_results(file)
+    if found.keys() != {"machine", "results"}:
+        raise something_else(file)
+    check_machine(file, found["machine"])
+    return found["results"]
+
+
 def main() -> int:
     """Measure, print a table, write the JSON file."""
-    parser = argparse.ArgumentParser(description="One training step: PyTorch, stock JAX, pb_jax.")
-    parser.add_argument("--models", default=",".join(models.NAMES), help="names, comma-separated")
+    parser = command.parser(__doc__)
+    networks = command.names(models.NAMES, "network")
+    parser.add_argument("--models", type=networks, default=",".join(models.NAMES))
     parser.add_argument("--batch", type=int, default=100, help="images a step (100)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (3)")
     parser.add_argument(
@@ -89,19 +97,17 @@ def main() -> int:
         help="turns of each round; 100 steps each of LeNet-5, one of the others (5)",
     )
     parser.add_argument("--no-stock", action="store_true", help="leave the stock convolution out")
-    parser.add_argument("--json", type=Path, help="write the numbers here, beside those there")
     arguments = parser.parse_args()
-    names = arguments.models.split(",")
-    for name in names:
-        check_known(name, models.NAMES, "network")
     if jax.default_backend() != "cpu":
         raise UserError("step_time measures the CPU: set JAX_PLATFORMS=cpu")
     print(
         f"{'ms a step':14}{'PyTorch':>10}{'stock':>10}{'pb_jax':>10}{'ratio':>8}{'compile s':>11}"
     )
-    results = {}
+    # One network at a time keeps the machine quiet; results of the others stay.
+    file = arguments.json
+    results = earlier(file) if file and file.exists() else {}
     turns: list[Turn] = []
-    for name in names:
+    for name in arguments.models:
         result = measure(
             name,
             arguments.batch,
@@ -111,6 +117,8 @@ def main() -> int:
             turns,
         )
         results[name] = result
+        if file:
+            write_json(file, {"machine": machine(), "results": results})
         seconds = result["seconds"]
         cells = [f"{seconds[k] * 1e3:.1f}" if k in seconds else "" for k in ("pytorch", "stock")]
         print(
@@ -121,11 +129,6 @@ def main() -> int:
         if far := result["far"]["turns"]:
             farther = result["far"]["ratio_to_pytorch"]["pb_jax"]
             print(f"{'':14}{far} more turns, with cores farther from each other{farther:9.2f}")
-    if arguments.json:
-        # One network at a time keeps the machine quiet; results of the others stay.
-        if arguments.json.exists():
-            results = json.loads(arguments.json.read_text())["results"] | results
-        write_json(arguments.json, {"machine": machine(), "results": results})
     return 0
 
 

@@ -1,12 +1,17 @@
+import contextlib
+
 import jax
 import pytest
 
-from benchmarks import processes
+from benchmarks import freeze_step, growth, mask_time, processes, state_bytes, step_time
 from benchmarks.gpu import kernels
 from benchmarks.processes import EndedError, StepProcess, parted, ratio, take_turns
+from benchmarks.rows import Rows, machine
 from benchmarks.step_profile import instructions, kind_of
 from benchmarks.torch_steps import torch_process
 from pb_jax import program
+from pb_jax.errors import UserError
+from pb_jax.files import read_json, write_json
 
 
 def counting(start):
@@ -87,6 +92,85 @@ def test_a_process_that_fails_ends_the_benchmark():
 
 def test_a_ratio_is_the_median_of_the_turns_ratios():
     assert ratio([2.0, 30.0, 6.0], [1.0, 10.0, 3.0]) == 2.0
+
+
+COLUMNS = ("network", "ms")
+
+
+def test_rows_are_written_as_they_come(tmp_path):
+    file = tmp_path / "rows.json"
+    rows = Rows(file, COLUMNS, ["a", "b"])
+    rows.add(["a", 1.0])
+    assert read_json(file)["rows"] == [["a", 1.0]]
+    rows.add(("b", 2.0), ("b", 3.0))
+    assert read_json(file)["rows"] == [["a", 1.0], ["b", 2.0], ["b", 3.0]]
+    Rows(file, COLUMNS, ["b", "c"]).add(["b", 4.0])  # what is not measured anew stays
+    assert read_json(file)["rows"] == [["a", 1.0], ["b", 4.0]]
+    Rows(file, COLUMNS).add(["c", 5.0])
+    assert read_json(file) == {**machine(), "columns": [*COLUMNS], "rows": [["c", 5.0]]}
+
+
+def test_rows_may_have_no_file():
+    Rows(None, COLUMNS).add(["a", 1.0])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"columns": ["other"]}'])
+def test_rows_do_not_take_the_place_of_something_else(tmp_path, content):
+    file = tmp_path / "rows.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="holds something else"):
+        Rows(file, COLUMNS, ["a"])
+    with pytest.raises(UserError, match="holds something else"):
+        step_time.earlier(file)
+
+
+def test_rows_of_two_machines_do_not_make_a_table(tmp_path):
+    file = tmp_path / "rows.json"
+    write_json(file, {**machine(), "jax": "0.0", "columns": [*COLUMNS], "rows": []})
+    with pytest.raises(UserError, match=r"holds numbers of jax 0\.0: name another"):
+        Rows(file, COLUMNS, ["a"])
+    write_json(file, {"machine": {**machine(), "python": "2"}, "results": {}})
+    with pytest.raises(UserError, match="holds numbers of python 2"):
+        step_time.earlier(file)
+    write_json(file, {"machine": machine(), "results": {"vgg19": {}}})
+    assert step_time.earlier(file) == {"vgg19": {}}
+
+
+@pytest.mark.parametrize(
+    ("main", "argument", "said"),
+    [
+        (mask_time.main, "--models=lenet", "unknown network 'lenet'; did you mean 'lenet5'?"),
+        (mask_time.main, "--rules=red", "unknown rule 'red'; did you mean 'read'?"),
+        (state_bytes.main, "--optimizers=adm", "unknown optimizer 'adm'; did you mean 'adam'?"),
+        (growth.main, "--frozen=0.8,most", "--frozen: invalid numbers value: '0.8,most'"),
+        (freeze_step.main, "--frozen=1.5", "--frozen 1.5: shares from 0 to below 1, or kde_otsu"),
+    ],
+)
+def test_arguments_of_benchmarks(capsys, monkeypatch, main, argument, said):
+    monkeypatch.setattr("sys.argv", ["benchmark", argument])
+    with contextlib.suppress(SystemExit):  # of argparse
+        assert program.run(main) == 2
+    assert said in capsys.readouterr().err
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "rows"),
+    [
+        (mask_time.main, "--models=lenet5 --rules=read --repeats=1", 1),
+        slow(growth.main, "--sizes=1600 --frozen=0.5 --repeats=1", 4),
+        slow(state_bytes.main, "--models=lenet5 --optimizers=sgd", 4),
+    ],
+)
+def test_benchmarks_write_what_they_print(tmp_path, capsys, monkeypatch, main, arguments, rows):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments.split(), f"--json={file}"])
+    assert main() == 0
+    assert len(read_json(file)["rows"]) == rows
+    assert len(capsys.readouterr().out.splitlines()) == 1 + rows
 
 
 LINE = '  %{name} = f32[8,8]{{1,0}} {operation}(%x), calls=%{calls}, metadata={{op_name="{path}"}}'

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
-from benchmarks.jax_steps import TRAINED, Ours
+from benchmarks import command
+from benchmarks.jax_steps import TRAINED, WAYS, Ours
 from benchmarks.processes import timed
 from pb_jax.errors import UserError
 from pb_jax.program import run
-from pb_jax.training import check_known
 
 Kernels = dict[str, tuple[float, float]]
 """By name: how many a step, and their milliseconds."""
@@ -76,18 +76,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="vgg19,resnet110")
-    parser.add_argument("--ways", default="full,compact")
+    networks, ways = command.names(TRAINED, "network"), command.names(WAYS, "way")
+    parser.add_argument("--models", type=networks, default="vgg19,resnet110")
+    parser.add_argument("--ways", type=ways, default="full,compact")
     parser.add_argument("--frozen", type=float, default=0.8)
     arguments = parser.parse_args()
-    names = arguments.models.split(",")
-    for name in names:
-        check_known(name, TRAINED, "network")
     if jax.default_backend() != "gpu":
         raise UserError("kernels profiles a GPU, and JAX has none here")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for name in names:
-        for way in arguments.ways.split(","):
+    for name in arguments.models:
+        for way in arguments.ways:
             step = Ours(name, way, arguments.frozen)
             step.one()
             seconds, _ = timed(step.one, 4)
