@@ -80,7 +80,7 @@ def magnitudes(tree: Any) -> list[Array]:
     return [jnp.where(value < tiny, jnp.zeros((), dtype), value) for value in values]
 
 
-def joined(values: Sequence[Array]) -> list[Array]:
+def fewer(values: Sequence[Array]) -> list[Array]:
     """The same numbers in fewer arrays, for statistics: many small leaves are put end to end.
 
     A program's size, and the time to compile it, grow with the number of arrays. A network of 330
@@ -88,7 +88,7 @@ def joined(values: Sequence[Array]) -> list[Array]:
     are, and so does a tree with few leaves, or one that lies on several devices, which would have
     to exchange the pieces.
 
-    >>> [x.shape for x in joined([jnp.ones(3), *[jnp.ones((2, 2))] * 40, jnp.ones((200, 100))])]
+    >>> [x.shape for x in fewer([jnp.ones(3), *[jnp.ones((2, 2))] * 40, jnp.ones((200, 100))])]
     [(200, 100), (163,)]
     """
     small = [value.ravel() for value in values if value.size < _SMALL]

@@ -208,7 +208,7 @@ def mean_threshold(learning_rate: ArrayLike = 1.0, scope: str = "global") -> Rul
     def rule(grads: Any, params: Any = None, *, key: Array | None = None) -> Selection:
         del params, key
         values = mag.magnitudes(grads)
-        means = jnp.stack([mag.mean(mag.joined(group)) for group in _groups(values, scope)])
+        means = jnp.stack([mag.mean(mag.fewer(group)) for group in _groups(values, scope)])
         mask, threshold = _judged(values, means, here(learning_rate))
         return _selection(grads, mask, threshold, scope)
 
@@ -433,7 +433,7 @@ def _limits(
     """The last score of the share `frozen` of each group."""
     return jnp.stack(
         [
-            ranked(mag.joined(group), round(frozen * sum(value.size for value in group)))
+            ranked(mag.fewer(group), round(frozen * sum(value.size for value in group)))
             for group in _groups(values, scope)
         ]
     )

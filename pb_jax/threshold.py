@@ -160,7 +160,7 @@ def _estimated(
     groups, width, *, bins, coverage, method, scale, in_order=False
 ) -> ThresholdEstimate:
     """See `estimate_groups`. `in_order`: by sorting the magnitudes, which changes no result."""
-    arrange = mag.ordered if in_order else mag.joined
+    arrange = mag.ordered if in_order else mag.fewer
     histogram = mag.histogram_in_order if in_order else mag.histogram
     groups = [arrange(values) for values in groups]
     cells = kde.grid_cells(max(sum(value.size for value in values) for values in groups))

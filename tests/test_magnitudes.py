@@ -77,12 +77,12 @@ def test_joining_keeps_every_number_in_pieces_of_limited_size():
     rng = np.random.default_rng(0)
     sizes = [*rng.integers(0, 9000, 100), 20_000, 16_384]
     values = [jnp.asarray(rng.random(size), jnp.float32) for size in sizes]
-    pieces = mag.joined(values)
+    pieces = mag.fewer(values)
     assert 3 <= len(pieces) <= 6
     assert max(piece.size for piece in pieces) <= 2**18
     before, after = (np.sort(np.concatenate(arrays)) for arrays in (values, pieces))
     np.testing.assert_array_equal(before, after)
-    assert len(mag.joined(values[:20])) == 20, "a few are left alone"
+    assert len(mag.fewer(values[:20])) == 20, "a few are left alone"
 
 
 @settings(max_examples=50, deadline=None)

@@ -10,7 +10,8 @@ from flax import nnx
 import pb_jax
 from pb_jax.training import metrics, optimizers
 from pb_jax.training.classification import Classification
-from pb_jax.training.ensemble import Ensemble, Member, fit_together
+from pb_jax.training.ensemble import Ensemble, Member
+from pb_jax.training.side_by_side import fit_together
 from pb_jax.training.step import Steps, Totals
 from tests.tiny_training import (
     BATCH,

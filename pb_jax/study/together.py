@@ -21,8 +21,9 @@ from pb_jax.study.execution import LOG, Failure
 from pb_jax.study.plan import SHARE, Run, configuration
 from pb_jax.study.results import read_result
 from pb_jax.training.config import flatten, nest
-from pb_jax.training.ensemble import Member, fit_together
+from pb_jax.training.ensemble import Member
 from pb_jax.training.plateau import Plateau
+from pb_jax.training.side_by_side import fit_together
 
 # What members of one program may differ in: see `pb_jax.training.ensemble`.
 _OWN = frozenset(

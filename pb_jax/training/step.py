@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 import pb_jax
-from pb_jax.magnitudes import joined
+from pb_jax.magnitudes import fewer
 from pb_jax.training import compact
 from pb_jax.training.freezing import Freezing
 from pb_jax.training.mesh import AXES, Placement
@@ -377,7 +377,7 @@ def zero_share(grads: Arrays, mask: Arrays | None, weights: int) -> jax.Array:
     zeros = jax.tree.map(lambda g: g == 0, grads)
     if mask is not None:
         zeros = jax.tree.map(lambda zero, trains: zero | ~trains, zeros, mask)
-    counts = [jnp.sum(leaf, dtype=jnp.int32) for leaf in joined(jax.tree.leaves(zeros))]
+    counts = [jnp.sum(leaf, dtype=jnp.int32) for leaf in fewer(jax.tree.leaves(zeros))]
     found = jnp.sum(jnp.stack([jnp.int32(weights - known), *counts]))
     return found.astype(jnp.float32) / weights
 
