@@ -33,8 +33,14 @@ class Rows:
     ) -> None:
         self._path, self._columns = path, list(columns)
         self._rows: list[list[Any]] = []
-        if path is not None and path.exists() and anew is not None:
-            self._rows = [row for row in self._read(path) if row[0] not in anew]
+        if path is None or not path.exists():
+            return
+        found = read_results(path)
+        if found.get("columns") != self._columns:
+            raise something_else(path)
+        if anew is not None:
+            check_machine(path, found)
+            self._rows = [row for row in found["rows"] if row[0] not in anew]
 
     def add(self, *rows: Sequence[Any]) -> None:
         """Write them too."""
@@ -42,13 +48,6 @@ class Rows:
         if self._path is not None:
             content = {**machine(), "columns": self._columns, "rows": self._rows}
             write_json(self._path, content)
-
-    def _read(self, path: Path) -> list[list[Any]]:
-        found = read_results(path)
-        if found.get("columns") != self._columns:
-            raise something_else(path)
-        check_machine(path, found)
-        return found["rows"]
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def test_rows_do_not_take_the_place_of_something_else(tmp_path, content):
     with pytest.raises(UserError, match="holds something else"):
         Rows(file, COLUMNS, ["a"])
     with pytest.raises(UserError, match="holds something else"):
+        Rows(file, COLUMNS)
+    with pytest.raises(UserError, match="holds something else"):
         step_time.earlier(file)
 
 
