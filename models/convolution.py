@@ -354,13 +354,11 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
         Of the shape (height, width, C, D), float32 at least.
     """
     height, width = kernel.shape[:2]
-    down, across = height // 2, width // 2
-    seen = _shifted(_padded(a, ((0, 0), (across, across))), width, 2)
-    around = _padded(b, ((down, down), (0, 0)))
+    seen = _neighbours(a, width, 2)
     if max(a.shape[3], b.shape[3]) <= _GATHERED:
-        others = [_shifted(around, height, 1)]
+        others = [_neighbours(b, height, 1)]
     else:
-        others = [lax.slice_in_dim(around, i, i + b.shape[1], 1, 1) for i in range(height)]
+        others = [-_moved(b, i - height // 2, 1) for i in range(height)]
     seen, others = lax.optimization_barrier((seen, others))
     pixels = math.prod(a.shape[:3])
     products = [
@@ -376,6 +374,23 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
     taps = jnp.concatenate(products, 1).reshape(width, a.shape[3], height, b.shape[3])
     # The lower `b` lies, the higher is the tap by which `a` sees it.
     return taps.transpose(2, 0, 1, 3)[::-1]
+
+
+def _neighbours(x: jax.Array, size: int, axis: int) -> jax.Array:
+    """-x at each place and around it along `axis`, zeros outside: (N, H, W, size, C).
+
+    XLA:CPU makes one loop of a concatenation that something follows, over two cores; alone, each of
+    its parts is written first, and copied on one core. So both factors of a product are negated.
+    """
+    parts = [_moved(x, i - size // 2, axis) for i in range(size)]
+    return -jnp.stack(parts, 3)
+
+
+def _moved(x: jax.Array, by: int, axis: int) -> jax.Array:
+    """What lies `by` places on along `axis`, height or width; zeros outside."""
+    sides = [(0, 0), (0, 0)]
+    sides[axis - 1] = (-by, by)
+    return _padded(x, (sides[0], sides[1]))
 
 
 def _by_patches(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
