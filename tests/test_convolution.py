@@ -214,6 +214,15 @@ def test_barriers_survive_compilation_with_the_options():
     assert "opt-barrier" not in compiled(None)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_neighbours_are_gathered_by_one_loop(axis):
+    gathered = jax.jit(lambda x: models.convolution._neighbours(x, 3, axis))
+    text = gathered.lower(jnp.ones((2, 8, 8, 16))).compile().as_text() or ""
+    (loop,) = (line for line in text[text.index("ENTRY") :].splitlines() if "ROOT" in line)
+    assert " fusion(" in loop
+    assert text[text.index("ENTRY") :].count(" = ") == 2  # the images, and that loop
+
+
 def test_materialised_is_the_identity_with_its_gradient():
     x = jnp.arange(3.0)
     y, back = jax.vjp(materialised, x)
