@@ -379,7 +379,7 @@ def _taps(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Window) -> jax
 def _neighbours(x: jax.Array, size: int, axis: int) -> jax.Array:
     """-x at each place and around it along `axis`, zeros outside: (N, H, W, size, C).
 
-    XLA:CPU makes one loop of a concatenation that something follows, over two cores; alone, each of
+    XLA:CPU makes one loop of a concatenation that something follows, over all cores; alone, each of
     its parts is written first, and copied on one core. So both factors of a product are negated.
     """
     parts = [_moved(x, i - size // 2, axis) for i in range(size)]
