@@ -337,7 +337,8 @@ def _sum_of_pieces(a: jax.Array, b: jax.Array, kernel: jax.Array, window: _Windo
         return x.reshape(pieces, images // pieces, *x.shape[1:])
 
     taps = jax.eval_shape(lambda a, b: _taps(a, b, kernel, window), a, b)
-    nothing = jnp.zeros(taps.shape, taps.dtype)
+    # In `jax.shard_map` a sum differs from device to device as its terms do.
+    nothing = jnp.zeros_like(a, shape=taps.shape, dtype=taps.dtype)
     return lax.scan(add, nothing, (split(a), split(b)))[0].astype(a.dtype)
 
 

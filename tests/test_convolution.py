@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from jax import export, lax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import models.convolution
 from models.convolution import compiler_options, convolution, materialised
@@ -114,6 +116,27 @@ def test_what_is_chosen_beside_one_dnn(case, monkeypatch):
     monkeypatch.setattr(models.convolution, "_asks_for_one_dnn", lambda: True)
     monkeypatch.setattr(models.convolution, "_PIECE", 10_000)
     assert_same_as_the_stock_one(case, None)
+
+
+@pytest.mark.parametrize("case", ["to more", "colours", "pieces", "pointwise", "tiny", "winograd"])
+def test_in_shard_map(case, monkeypatch):
+    monkeypatch.setattr(models.convolution, "_asks_for_one_dnn", lambda: True)
+    monkeypatch.setattr(models.convolution, "_PIECE", 5_000)
+    images, kernel, strides, padding = CASES[case]
+    settings = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
+    x, kernel = arrays(images, kernel)
+
+    def gradient(function, kernel, x):
+        return jax.grad(lambda kernel: jnp.sum(jnp.sin(function(x, kernel, **settings))))(kernel)
+
+    def of_part(kernel, x):
+        own = lax.pcast(kernel, "data", to="varying")
+        return lax.psum(gradient(convolution, own, x), "data")
+
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    split = jax.shard_map(of_part, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+    wanted = gradient(lax.conv_general_dilated, kernel, x)
+    assert_close([jax.jit(split)(kernel, x)], [wanted], 5e-6)
 
 
 def test_one_dnn_only_without_a_compilation_cache():
