@@ -306,7 +306,7 @@ class Steps:
                 return task.loss({**params, **trained}, model_state, batch)
 
             # Made a device's own, so that JAX does not sum their gradients by itself.
-            own = jax.lax.pcast(trained, AXES, to="varying")
+            params, own = jax.lax.pcast((params, trained), AXES, to="varying")
             (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
             grads = compact.exchanged(grads, held, params)
             correct, counted = jax.lax.psum((outcome.correct, outcome.counted), AXES)
