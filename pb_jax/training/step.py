@@ -305,7 +305,8 @@ class Steps:
             def loss_fn(trained: Arrays) -> tuple[jax.Array, Outcome]:
                 return task.loss({**params, **trained}, model_state, batch)
 
-            # Made a device's own, so that JAX does not sum their gradients by itself.
+            # Made a device's own, so that JAX does not sum their gradients by itself; also what
+            # is frozen, as a layer's gradients are computed together.
             params, own = jax.lax.pcast((params, trained), AXES, to="varying")
             (loss, outcome), grads = jax.value_and_grad(loss_fn, has_aux=True)(own)
             grads = compact.exchanged(grads, held, params)
