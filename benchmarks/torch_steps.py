@@ -1,6 +1,7 @@
 """PyTorch's training step, in a process of its own: see `torch_process`."""
 
 import importlib.util
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -108,6 +109,7 @@ def quickest(profile: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 def profiled(step: Step, steps: int) -> dict[str, float]:
     """What PyTorch's profiler sees: milliseconds of a step by kind."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it prints each start and stop
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
